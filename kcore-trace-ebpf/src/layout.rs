@@ -1,0 +1,300 @@
+//! Shapes of the maps, and the constants that userspace sets before the programs are loaded.
+//!
+//! Owns the value types of all maps, the fields of the constants, and the reasons of a miss.
+//! Invariant: every value is a `repr(C)` struct of integers without padding, zero meaning
+//! "nothing yet", so that a fresh map needs no initialisation.
+
+use crate::bucket;
+use crate::words::{Lock, Op, cell};
+
+/// Largest number of call-site ranges; a power of two, since they are searched by halving.
+pub const SITES: usize = 128;
+/// Cached call sites; a power of two.
+pub const SITE_CACHE: usize = 256;
+/// Task slots of one hash value.
+pub const SLOT_WAYS: u32 = 4;
+/// Task slots unless userspace asks for more; a power of two.
+pub const SLOTS: u32 = 1024;
+/// Locks that one task can hold or wait for at once and be followed.
+/// The deepest nesting known is three (`vmap_purge_lock`, `vmap_block.lock`, a queue's lock).
+pub const HELD: usize = 6;
+/// Frames of a stack that are looked at: two of ours, the slow path, the lock function, and the
+/// way from the lock to the outermost vmalloc function.
+pub const FRAMES: usize = 16;
+
+/// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
+pub const HISTOGRAMS: u32 = 112;
+
+/// One histogram: the samples in each bucket, wrapping.
+pub type Histogram = [u32; bucket::COUNT];
+
+/// Numbers of the things that can have a histogram.
+pub mod series {
+    use super::{Op, cell};
+
+    /// How many there are.
+    pub const COUNT: usize = 2 * cell::COUNT + Op::COUNT;
+
+    /// The waits of a cell.
+    #[inline(always)]
+    pub const fn wait(cell: usize) -> usize {
+        cell
+    }
+
+    /// The holds of a cell.
+    #[inline(always)]
+    pub const fn hold(cell: usize) -> usize {
+        cell::COUNT + cell
+    }
+
+    /// The latency of an op.
+    #[inline(always)]
+    pub const fn op(op: usize) -> usize {
+        2 * cell::COUNT + op
+    }
+}
+
+/// Sum, minimum and maximum of durations, beside a count kept elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Durations {
+    pub sum_ns: u64,
+    /// `!minimum`, so that zero means that there is none.
+    pub inverted_min_ns: u64,
+    pub max_ns: u64,
+}
+
+/// The counters of one cell on one CPU; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CellCounters {
+    pub acquisitions: u64,
+    pub contended: u64,
+    pub aborted: u64,
+    pub aborted_wait_ns: u64,
+    pub try_failed: u64,
+    pub releases: u64,
+    pub wait: Durations,
+    pub hold: Durations,
+}
+
+const _: () = assert!(size_of::<CellCounters>() == 96);
+
+/// The counters of one op on one CPU; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpCounters {
+    pub count: u64,
+    pub latency: Durations,
+}
+
+const _: () = assert!(size_of::<OpCounters>() == 32);
+
+/// State of a followed lock: [`Held::state`].
+pub mod state {
+    pub const FREE: u32 = 0;
+    /// Owned since `since_ns`.
+    pub const HELD: u32 = 1;
+    /// In the slow path; the wait began at `since_ns`.
+    pub const WAITING: u32 = 2;
+    /// In an acquire function that may fail, called at `since_ns`.
+    pub const TRYING: u32 = 3;
+    /// In an acquire function that may fail, and in its slow path.
+    pub const TRYING_WAITING: u32 = 4;
+}
+
+/// A lock that a task holds or waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Held {
+    pub address: u64,
+    pub since_ns: u64,
+    /// [`cell`] number; valid when the state is not waiting or the level is contended.
+    pub cell: u32,
+    pub state: u32,
+}
+
+/// An op that a task is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpFrame {
+    /// Stack address of the op's entry; zero when there is no op.
+    pub frame: u64,
+    pub since_ns: u64,
+    pub op: u32,
+    /// Which of the op's functions was entered.
+    pub function: u32,
+}
+
+/// What is known of one task while it is in an op or near a lock.
+///
+/// Written only by the task itself and by interrupts on top of it, which are over before the task
+/// goes on, so that nothing here needs to be atomic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Slot {
+    /// The `task_struct`; zero when the slot is free.
+    pub owner: u64,
+    pub touched_ns: u64,
+    /// Frame of the outermost function that may take a `vmap_block.lock`.
+    pub block_scope: u64,
+    /// The task's op, and that of an interrupt on top of it.
+    pub ops: [OpFrame; 2],
+    pub held: [Held; HELD],
+}
+
+const _: () = assert!(size_of::<Slot>() == 24 + 2 * 24 + HELD * 24);
+
+/// The text range of a function that takes a lock or is on the way to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SiteRange {
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// The op that the function belongs to, where no op is known to be going on.
+    pub op: u32,
+    /// [`crate::words::Intent`] of an acquisition in it.
+    pub intent: u32,
+    /// Whether it may take a `vmap_block.lock`.
+    pub takes_block_lock: u32,
+    /// Keeps the size a multiple of eight.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<SiteRange>() == 32);
+
+/// Constants set before loading: an index into the `LOCKS` constant, which holds an address
+/// each, or zero for a lock that this kernel does not have as that kind.
+pub mod address {
+    pub const SPIN_VMAP_AREA: usize = 0;
+    pub const SPIN_FREE_VMAP_AREA: usize = 1;
+    pub const SPIN_PURGE_VMAP_AREA: usize = 2;
+    pub const RWSEM_VMAP_AREA: usize = 3;
+    pub const RWSEM_KCLIST: usize = 4;
+    pub const MUTEX_VMAP_PURGE: usize = 5;
+    pub const COUNT: usize = 6;
+}
+
+/// Constants set before loading: an index into the `NODES` constant.
+pub mod node {
+    /// Address of the first `struct vmap_node`; zero when it is not known or there is none.
+    pub const BASE: usize = 0;
+    /// Size of all nodes in bytes; zero in eras without nodes.
+    pub const SPAN: usize = 1;
+    /// `sizeof(struct vmap_node)`.
+    pub const STRIDE: usize = 2;
+    pub const BUSY_OFFSET: usize = 3;
+    pub const LAZY_OFFSET: usize = 4;
+    pub const POOL_OFFSET: usize = 5;
+    /// Where the base is not known: the alignment of the array, a power of two.
+    pub const ALIGN: usize = 6;
+    pub const COUNT: usize = 7;
+}
+
+/// Constants set before loading: an index into the `BLOCKS` constant, about `vmap_block.lock`.
+pub mod block {
+    /// 1 when it is a spinlock, 2 when it is a mutex, zero when it is not followed.
+    pub const KIND: usize = 0;
+    pub const SPINLOCK: u64 = 1;
+    pub const MUTEX: u64 = 2;
+    /// Bytes from the lock to `vmap_block.free`.
+    pub const FREE_DISTANCE: usize = 1;
+    /// Largest value of `vmap_block.free`: the pages of a block, of any configuration.
+    pub const MAX_PAGES: u64 = 4096;
+    pub const COUNT: usize = 2;
+}
+
+/// Constants set before loading: an index into the `TEXT` constant.
+pub mod text {
+    /// Core kernel text.
+    pub const START: usize = 0;
+    pub const END: usize = 1;
+    /// Core kernel image, data included, where statically allocated locks live.
+    pub const IMAGE_START: usize = 2;
+    pub const IMAGE_END: usize = 3;
+    /// From the first to the last function that takes a `vmap_block.lock`.
+    pub const BLOCK_TAKERS_START: usize = 4;
+    pub const BLOCK_TAKERS_END: usize = 5;
+    pub const COUNT: usize = 6;
+}
+
+/// Functions that take a lock: their addresses are an array of constants in this order, so that
+/// the return into their own head can be told from the return to their caller.
+pub mod acquire {
+    /// Symbols, by index.
+    pub const SYMBOLS: [&str; COUNT] = [
+        "_raw_spin_lock",
+        "_raw_spin_trylock",
+        "down_read",
+        "down_read_interruptible",
+        "down_read_killable",
+        "down_read_trylock",
+        "down_write",
+        "down_write_killable",
+        "down_write_trylock",
+        "mutex_lock",
+        "mutex_lock_interruptible",
+        "mutex_lock_killable",
+        "mutex_trylock",
+    ];
+    pub const RAW_SPIN_LOCK: usize = 0;
+    pub const RAW_SPIN_TRYLOCK: usize = 1;
+    pub const DOWN_READ: usize = 2;
+    pub const DOWN_READ_INTERRUPTIBLE: usize = 3;
+    pub const DOWN_READ_KILLABLE: usize = 4;
+    pub const DOWN_READ_TRYLOCK: usize = 5;
+    pub const DOWN_WRITE: usize = 6;
+    pub const DOWN_WRITE_KILLABLE: usize = 7;
+    pub const DOWN_WRITE_TRYLOCK: usize = 8;
+    pub const MUTEX_LOCK: usize = 9;
+    pub const MUTEX_LOCK_INTERRUPTIBLE: usize = 10;
+    pub const MUTEX_LOCK_KILLABLE: usize = 11;
+    pub const MUTEX_TRYLOCK: usize = 12;
+    pub const COUNT: usize = 13;
+}
+
+/// Constants set before loading: an index into the `FLAGS` constant.
+pub mod flag {
+    /// Every acquisition is seen, so that ops and holds are known; else the stack is asked.
+    pub const EVERY_ACQUISITION: usize = 0;
+    /// Acquire functions are hooked at their entry, before their slow path.
+    pub const AT_ENTRY: usize = 1;
+    /// Releases of spinlocks are seen, so that their holders are remembered.
+    pub const SPIN_RELEASES: usize = 2;
+    pub const COUNT: usize = 3;
+}
+
+/// Bytes at the head of a function within which the call to its tracer returns.
+pub const ENTRY_BYTES: u64 = 32;
+
+/// Why something was not counted as it should: index into the `MISSES` map.
+pub mod miss {
+    /// The series has no histogram (yet); its sum and count are right.
+    pub const NO_HISTOGRAM: u32 = 0;
+    /// No task slot, or no room in it.
+    pub const NO_SLOT: u32 = 1;
+    /// A release of a lock that the task does not hold as far as we know.
+    pub const UNMATCHED_RELEASE: u32 = 2;
+    /// An acquisition of a lock that the task holds already as far as we know.
+    pub const UNMATCHED_ACQUISITION: u32 = 3;
+    /// The call site of an acquisition is not in the table.
+    pub const UNKNOWN_SITE: u32 = 4;
+    /// An op whose end was not seen: another began at the same place of the stack or above.
+    pub const UNFINISHED_OP: u32 = 5;
+    pub const COUNT: u32 = 6;
+}
+
+/// Role of a lock in a node by its offset in `struct vmap_node`.
+#[inline(always)]
+pub fn node_lock(offset: u64, busy: u64, lazy: u64, pool: u64) -> Option<Lock> {
+    if offset == busy {
+        Some(Lock::NodeBusy)
+    } else if offset == lazy {
+        Some(Lock::NodeLazy)
+    } else if offset == pool {
+        Some(Lock::NodePool)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,119 @@
+//! What runs in the kernel.
+//!
+//! The law of this folder: count in the kernel, no event per measurement. Constant work at a hook;
+//! an address is compared before anything else is done. Arrays only: a hash map takes locks of its
+//! own, and one of them may be the lock that is being watched. No stack is walked but at a
+//! contended lock of ours, where no op hook tells the op. User memory is never read: hardened
+//! usercopy looks vmalloc addresses up, under the very lock that may be held here.
+//!
+//! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
+//! called; [`slot`] remembers what a task is doing; [`record`] writes the counters; [`lock`] is the
+//! state machine of an acquisition; [`spin`], [`sleeping`], [`op`] and [`tracepoint`] are the
+//! programs, each a few lines that fetch arguments.
+
+use core::mem::MaybeUninit;
+use core::ptr::{read_volatile, write_volatile};
+
+mod constants;
+mod lock;
+mod maps;
+mod op;
+mod record;
+mod site;
+mod sleeping;
+mod slot;
+mod spin;
+mod tracepoint;
+
+/// Declares programs: name, section, and a body over the context.
+macro_rules! programs {
+    ($($section:literal $name:ident($ctx:ident) $body:block)+) => {$(
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = $section)]
+        extern "C" fn $name($ctx: $crate::programs::Context) -> i32 {
+            $body;
+            0
+        }
+    )+};
+}
+pub(crate) use programs;
+
+/// The context of a program, whatever its type.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Context(*mut u64);
+
+impl Context {
+    /// Argument `n` of a traced function or BTF tracepoint; of fexit, the return value after them.
+    ///
+    /// The read is volatile, so that it stays where it is written: before the context is used as
+    /// an address, or else the compiler reads through that other pointer, which older verifiers
+    /// refuse ("dereference of modified ctx ptr").
+    #[inline(always)]
+    pub(crate) fn arg(self, n: usize) -> u64 {
+        // SAFETY: the verifier checks the access against the number of arguments.
+        unsafe { read_volatile(self.0.add(n)) }
+    }
+
+    /// Argument `n`, a kernel address, as a number.
+    #[inline(always)]
+    pub(crate) fn address(self, n: usize) -> u64 {
+        number(self.arg(n))
+    }
+
+    /// Word `n` of `struct pt_regs`, in a kprobe (`arch/x86/include/asm/ptrace.h`).
+    #[inline(always)]
+    fn reg(self, n: usize) -> u64 {
+        // SAFETY: the verifier checks the access against the size of pt_regs.
+        unsafe { *self.0.add(n) }
+    }
+
+    /// First argument, in a kprobe.
+    #[inline(always)]
+    pub(crate) fn probe_arg0(self) -> u64 {
+        self.reg(14)
+    }
+
+    /// Return value, in a kretprobe.
+    #[inline(always)]
+    pub(crate) fn probe_ret(self) -> u64 {
+        self.reg(10)
+    }
+
+    /// Stack pointer, in a kprobe: where the return address lies.
+    #[inline(always)]
+    pub(crate) fn probe_sp(self) -> u64 {
+        self.reg(19)
+    }
+
+    #[inline(always)]
+    pub(crate) fn as_ptr(self) -> *mut u64 {
+        self.0
+    }
+}
+
+/// A kernel pointer as a number that can be calculated with.
+///
+/// The verifier knows contexts and typed arguments as pointers and refuses arithmetic on them.
+/// Overwriting a byte of one that lies on the stack makes it forget, and the highest byte of a
+/// kernel address is 0xff already.
+#[inline(always)]
+pub(crate) fn number(pointer: u64) -> u64 {
+    let mut word = MaybeUninit::<u64>::uninit();
+    // SAFETY: the three accesses are inside the word, which the first one initialises.
+    unsafe {
+        write_volatile(word.as_mut_ptr(), pointer);
+        write_volatile(word.as_mut_ptr().cast::<u8>().add(7), 0xff);
+        read_volatile(word.as_ptr())
+    }
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+/// The verifier proves that no program can get here.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

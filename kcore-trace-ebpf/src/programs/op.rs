@@ -1,0 +1,227 @@
+//! The programs on vmalloc operations: which op a task is in, and how long it took.
+//!
+//! In: entry and exit of the op functions. Out: the `OPS` counters, and the live op in the task's
+//! slot, under which its acquisitions are counted. An op inside another belongs to the outer one.
+//! While anyone is in a function that may take a `vmap_block.lock`, [`block_scopes`] is not zero.
+
+use core::cell::UnsafeCell;
+use core::ptr::read_volatile;
+
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
+use kcore_trace_ebpf::layout::series;
+use kcore_trace_ebpf::words::Op;
+
+use super::slot::{self, Here, SPANNING};
+use super::{Context, programs, record};
+
+/// A counter that all CPUs share.
+struct Shared(UnsafeCell<u64>);
+
+// SAFETY: it is only added to atomically and read whole.
+unsafe impl Sync for Shared {}
+
+static BLOCK_SCOPES: Shared = Shared(UnsafeCell::new(0));
+
+/// How many tasks are in a function that may take a `vmap_block.lock`.
+#[inline(always)]
+pub(crate) fn block_scopes() -> u64 {
+    // SAFETY: the counter is a static.
+    unsafe { read_volatile(BLOCK_SCOPES.0.get()) }
+}
+
+/// Whether the current task is in a function that may take a `vmap_block.lock`.
+#[inline(always)]
+pub(crate) fn in_block_scope(here: Here) -> bool {
+    let Some(slot) = slot::find() else {
+        return false;
+    };
+    // SAFETY: the slot is a map value.
+    unsafe {
+        let sp = slot::stack_address(here);
+        slot::is_live((*slot).block_scope, sp)
+    }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn enter(op: Op, function: u32, here: Here) {
+    let Some(slot) = slot::claim() else { return };
+    // SAFETY: the slot and the op in it are map values.
+    unsafe {
+        let sp = slot::stack_address(here);
+        if let Some(frame) = slot::outermost(slot, sp, function) {
+            (*frame).op = op as u32;
+            (*frame).function = function;
+            (*frame).frame = sp;
+            let since_ns = now();
+            (*frame).since_ns = since_ns;
+            (*slot).touched_ns = since_ns;
+        }
+    }
+}
+
+#[inline(always)]
+fn exit(here: Here) {
+    let end_ns = now();
+    let Some(slot) = slot::find() else { return };
+    // SAFETY: the slot and the op in it are map values.
+    unsafe {
+        let sp = slot::stack_address(here);
+        let frame = if (*slot).ops[0].frame == sp {
+            &raw mut (*slot).ops[0]
+        } else if (*slot).ops[1].frame == sp {
+            &raw mut (*slot).ops[1]
+        } else {
+            return;
+        };
+        (*frame).frame = 0;
+        ended((*frame).op, end_ns.wrapping_sub((*frame).since_ns));
+    }
+}
+
+#[inline(always)]
+fn ended(op: u32, ns: u64) {
+    let Some(counters) = record::op(op) else {
+        return;
+    };
+    // SAFETY: the counters are a map value.
+    unsafe {
+        record::add(&raw mut (*counters).count, 1);
+        record::duration(&raw mut (*counters).latency, series::op(op as usize), ns);
+    }
+}
+
+/// Counts an op of which only a tracepoint is seen.
+#[inline(always)]
+pub(crate) fn count(op: Op) {
+    if let Some(counters) = record::op(op as u32) {
+        // SAFETY: the counters are a map value.
+        unsafe { record::add(&raw mut (*counters).count, 1) };
+    }
+}
+
+#[inline(always)]
+fn enter_block_scope(here: Here) {
+    let Some(slot) = slot::claim() else { return };
+    // SAFETY: the slot is a map value.
+    unsafe {
+        let sp = slot::stack_address(here);
+        if slot::is_live((*slot).block_scope, sp) {
+            return;
+        }
+        if (*slot).block_scope == 0 {
+            record::add(BLOCK_SCOPES.0.get(), 1);
+        }
+        (*slot).block_scope = sp;
+    }
+}
+
+#[inline(always)]
+fn exit_block_scope(here: Here) {
+    let Some(slot) = slot::find() else { return };
+    // SAFETY: the slot is a map value.
+    unsafe {
+        let sp = slot::stack_address(here);
+        if (*slot).block_scope == sp {
+            (*slot).block_scope = 0;
+            record::add(BLOCK_SCOPES.0.get(), 1u64.wrapping_neg());
+        }
+    }
+}
+
+/// Declares the four programs of an op function, each named by function and attach type. The
+/// number tells the functions apart.
+macro_rules! op_function {
+    ($function:literal $op:ident $(, unless $skip:ident)?: $fentry:ident $fexit:ident $kprobe:ident $kretprobe:ident) => {
+        programs! {
+            "fentry" $fentry(ctx) {
+                $(if $skip(untyped(ctx)) { return 0; })?
+                enter(Op::$op, $function, Here::Trampoline(ctx))
+            }
+            "fexit" $fexit(ctx) { exit(Here::Trampoline(ctx)) }
+            "kprobe" $kprobe(ctx) {
+                $(if $skip(ctx.probe_arg0()) { return 0; })?
+                enter(Op::$op, $function, Here::Number(ctx.probe_sp()))
+            }
+            "kretprobe" $kretprobe(ctx) { exit(Here::Number(ctx.probe_sp() - 8)) }
+        }
+    };
+}
+
+/// Declares the four programs that mark a function that may take a `vmap_block.lock`.
+macro_rules! block_scope_function {
+    ($fentry:ident $fexit:ident $kprobe:ident $kretprobe:ident) => {
+        programs! {
+            "fentry" $fentry(ctx) { enter_block_scope(Here::Trampoline(ctx)) }
+            "fexit" $fexit(ctx) { exit_block_scope(Here::Trampoline(ctx)) }
+            "kprobe" $kprobe(ctx) { enter_block_scope(Here::Number(ctx.probe_sp())) }
+            "kretprobe" $kretprobe(ctx) { exit_block_scope(Here::Number(ctx.probe_sp() - 8)) }
+        }
+    };
+}
+
+/// The first argument of a function that takes a `const void *`, which some verifiers do not let
+/// a program load ("arg0 type UNKNOWN is not a struct").
+#[inline(always)]
+fn untyped(ctx: Context) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(ctx.as_ptr()) }.unwrap_or(0)
+}
+
+/// Freeing nothing is no operation.
+#[inline(always)]
+fn is_null(address: u64) -> bool {
+    address == 0
+}
+
+op_function!(1 Alloc: alloc_fe alloc_fx alloc_kp alloc_kr);
+op_function!(2 Free, unless is_null: vfree_fe vfree_fx vfree_kp vfree_kr);
+op_function!(3 Free, unless is_null: vunmap_fe vunmap_fx vunmap_kp vunmap_kr);
+op_function!(4 Free, unless is_null: uvunmap_fe uvunmap_fx uvunmap_kp uvunmap_kr);
+op_function!(5 Free: remove_fe remove_fx remove_kp remove_kr);
+op_function!(6 Find: findvm_fe findvm_fx findvm_kp findvm_kr);
+op_function!(7 Find: findva_fe findva_fx findva_kp findva_kr);
+op_function!(8 Vread: vread_fe vread_fx vread_kp vread_kr);
+op_function!(9 Vmallocinfo: info_fe info_fx info_kp info_kr);
+op_function!(10 Purge: purge_fe purge_fx purge_kp purge_kr);
+op_function!(11 Purge: drain_fe drain_fx drain_kp drain_kr);
+op_function!(12 Purge: pnode_fe pnode_fx pnode_kp pnode_kr);
+op_function!(13 MapRam: mapram_fe mapram_fx mapram_kp mapram_kr);
+op_function!(14 UnmapRam: unmapram_fe unmapram_fx unmapram_kp unmapram_kr);
+op_function!(15 UnmapAliases: aliases_fe aliases_fx aliases_kp aliases_kr);
+op_function!(16 Pcpu: pcpuget_fe pcpuget_fx pcpuget_kp pcpuget_kr);
+op_function!(17 Pcpu: pcpufree_fe pcpufree_fx pcpufree_kp pcpufree_kr);
+
+block_scope_function!(bs0_fe bs0_fx bs0_kp bs0_kr);
+block_scope_function!(bs1_fe bs1_fx bs1_kp bs1_kr);
+block_scope_function!(bs2_fe bs2_fx bs2_kp bs2_kr);
+block_scope_function!(bs3_fe bs3_fx bs3_kp bs3_kr);
+block_scope_function!(bs4_fe bs4_fx bs4_kp bs4_kr);
+
+/// Up to 6.8 a read of /proc/vmallocinfo holds its locks from `s_start` to `s_stop`, so the op
+/// spans calls that return in between.
+#[inline(always)]
+fn enter_spanning(op: Op) {
+    let Some(slot) = slot::claim() else { return };
+    // SAFETY: the slot and the op in it are map values.
+    unsafe {
+        let frame = &raw mut (*slot).ops[0];
+        (*frame).op = op as u32;
+        // No op function has this number, so that none is taken for this op's second entry.
+        (*frame).function = 0;
+        (*frame).frame = SPANNING;
+        let since_ns = now();
+        (*frame).since_ns = since_ns;
+        (*slot).touched_ns = since_ns;
+    }
+}
+
+programs! {
+    "kprobe" seqstart_kp(_ctx) { enter_spanning(Op::Vmallocinfo) }
+    "kretprobe" seqstop_kr(_ctx) { exit(Here::Number(SPANNING)) }
+}

@@ -1,0 +1,201 @@
+//! Who called: from a return address to the vmalloc function it lies in.
+//!
+//! In: the context of a hook on a lock function. Out: a [`Site`]. A return address is looked up
+//! once by halving the table of text ranges and then remembered in a cache that compares the whole
+//! address, so that it cannot lie (kernel text lies within 4 GiB, so its low half is enough).
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_get_stack;
+use kcore_trace_ebpf::layout::{ENTRY_BYTES, FRAMES, SITE_CACHE, SITES, SiteRange, text};
+use kcore_trace_ebpf::words::{Intent, Op};
+
+use super::Context;
+use super::constants::{acquire_function, kernel};
+use super::maps::{SITE_MEMO, SITE_RANGES};
+
+/// What the table says of a return address.
+#[derive(Clone, Copy)]
+pub(crate) struct Site {
+    pub(crate) op: u32,
+    pub(crate) intent: u32,
+    pub(crate) takes_block_lock: bool,
+}
+
+const CACHE_MASK: u64 = SITE_CACHE as u64 - 1;
+/// Cached answer for an address outside the table.
+const NOWHERE: u64 = 1 << 31;
+
+/// The site of a return address.
+#[inline(always)]
+pub(crate) fn of(address: u64) -> Option<Site> {
+    match packed(address) {
+        NOWHERE => None,
+        packed => Some(unpack(packed)),
+    }
+}
+
+/// The site of a return address as one word, or [`NOWHERE`].
+#[inline(always)]
+fn packed(address: u64) -> u64 {
+    let low = address & 0xffff_ffff;
+    let slot = ((address ^ address >> 8) & CACHE_MASK) as u32;
+    let Some(cached) = SITE_MEMO.get_ptr_mut(slot) else {
+        return NOWHERE;
+    };
+    // SAFETY: a map value; one word is read and written whole.
+    let entry = unsafe { *cached };
+    if entry != 0 && entry & 0xffff_ffff == low {
+        return entry >> 32;
+    }
+    let packed = look_up(address);
+    // SAFETY: as above.
+    unsafe { *cached = packed << 32 | low };
+    packed
+}
+
+#[inline(always)]
+fn unpack(packed: u64) -> Site {
+    Site {
+        op: (packed & 0xff) as u32,
+        intent: (packed >> 8 & 0xff) as u32,
+        takes_block_lock: packed >> 16 & 1 != 0,
+    }
+}
+
+#[inline(never)]
+fn look_up(address: u64) -> u64 {
+    // A call may be the last instruction of its function; the byte before belongs to it.
+    let address = address.wrapping_sub(1);
+    let mut index = 0;
+    let mut step = SITES as u32 / 2;
+    for _ in 0..SITES.trailing_zeros() {
+        if let Some(range) = SITE_RANGES.get(index + step)
+            && range.start <= address
+        {
+            index += step;
+        }
+        step /= 2;
+    }
+    match SITE_RANGES.get(index) {
+        Some(range) if range.start <= address && address < range.end => pack(range),
+        _ => NOWHERE,
+    }
+}
+
+#[inline(always)]
+fn pack(range: &SiteRange) -> u64 {
+    u64::from(range.op) | u64::from(range.intent) << 8 | u64::from(range.takes_block_lock) << 16
+}
+
+/// Whether an address is in core kernel text.
+#[inline(always)]
+fn is_text(address: u64) -> bool {
+    address >= kernel(text::START) && address < kernel(text::END)
+}
+
+/// Where the caller of a hooked function can be read.
+#[derive(Clone, Copy)]
+pub(crate) enum Caller {
+    /// By fentry or fexit on a function of one argument: its index in [`acquire`].
+    Trampoline(Context, usize),
+    /// By a kprobe at the entry: the stack pointer.
+    Probe(u64),
+}
+
+/// Return address of the hooked function, or zero where it can't be read.
+#[inline(always)]
+pub(crate) fn caller(from: Caller) -> u64 {
+    match from {
+        // SAFETY: the helper checks the address.
+        Caller::Probe(sp) => unsafe { bpf_probe_read_kernel(sp as *const u64) }.unwrap_or(0),
+        Caller::Trampoline(ctx, function) => behind_trampoline(ctx, acquire_function(function)),
+    }
+}
+
+/// What lies above the context of a trampoline (`arch_prepare_bpf_trampoline` in
+/// `arch/x86/net/bpf_jit_comp.c`): the return value where an fexit is attached, the saved frame
+/// pointer, the return into the head of the hooked function, unless the trampoline is jumped to
+/// (possible from 7.0 on), and the return address.
+#[inline(always)]
+fn behind_trampoline(ctx: Context, function: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    let read = unsafe { bpf_probe_read_kernel(ctx.as_ptr().add(1).cast::<[u64; 5]>()) };
+    let Ok(words) = read else { return 0 };
+    let mut found = 0;
+    // The first word is the return value or the frame pointer, never the address.
+    for &word in &words[1..] {
+        let own_head = word.wrapping_sub(function) < ENTRY_BYTES;
+        if found == 0 && !own_head && is_text(word) {
+            found = word;
+        }
+    }
+    found
+}
+
+/// The innermost vmalloc function of a stack, and the op of the outermost.
+pub(crate) struct Stack {
+    pub(crate) site: Site,
+    pub(crate) op: u32,
+}
+
+/// Walks the kernel stack: only for a contended lock of ours, where no op hook tells the op.
+#[inline(always)]
+pub(crate) fn stack(ctx: Context) -> Option<Stack> {
+    let mut frames = MaybeUninit::<[u64; FRAMES]>::uninit();
+    let size = size_of_val(&frames) as u32;
+    // SAFETY: the buffer is as long as it is said to be.
+    let bytes = unsafe { bpf_get_stack(ctx.as_ptr().cast(), frames.as_mut_ptr().cast(), size, 0) };
+    if bytes <= 0 {
+        return None;
+    }
+    // SAFETY: the helper fills the whole buffer, with zeros behind the last frame.
+    let frames = unsafe { frames.assume_init_ref() };
+    let mut innermost = NOWHERE;
+    let mut op = Op::Other as u64;
+    for &frame in frames {
+        let site = packed(frame);
+        if site == NOWHERE {
+            continue;
+        }
+        if innermost == NOWHERE {
+            innermost = site;
+        }
+        if site & 0xff != Op::Other as u64 {
+            op = site & 0xff;
+        }
+    }
+    if innermost == NOWHERE {
+        return None;
+    }
+    Some(Stack {
+        site: unpack(innermost),
+        op: op as u32,
+    })
+}
+
+/// Whether one of the words just above a slow path's context looks like a return into a function
+/// that takes a `vmap_block.lock`: cheap enough for every contended lock of the kernel, and what
+/// it lets through is then checked by walking the stack.
+#[inline(always)]
+pub(crate) fn may_be_block_taker(words_at: u64) -> bool {
+    // SAFETY: the helper checks the address.
+    let Ok(words) = (unsafe { bpf_probe_read_kernel(words_at as *const [u64; 16]) }) else {
+        return false;
+    };
+    let start = kernel(text::BLOCK_TAKERS_START);
+    let length = kernel(text::BLOCK_TAKERS_END).wrapping_sub(start);
+    let mut hit = false;
+    for &word in &words {
+        hit |= word.wrapping_sub(start) < length;
+    }
+    hit
+}
+
+/// The site of an acquisition that is in no table: the cautious one.
+pub(crate) const UNKNOWN: Site = Site {
+    op: Op::Other as u32,
+    intent: Intent::Write as u32,
+    takes_block_lock: false,
+};

@@ -1,0 +1,250 @@
+//! The programs on rwsems and mutexes.
+//!
+//! Hooked like spinlocks: by fexit when the lock is owned, by kprobe at the entry. A waiter that is
+//! killed or interrupted returns without the lock and is counted as aborted, never as an
+//! acquisition. A holder may sleep and be moved to another CPU; everything about it is kept by task.
+
+use kcore_trace_ebpf::layout::{acquire, address, block, flag};
+use kcore_trace_ebpf::words::{Lock, Mode};
+
+use super::constants::{blocks, flags, lock as address_of};
+use super::lock::{self, Taken};
+use super::site::{self, Caller, Site};
+use super::slot::Here;
+use super::spin::is_block_lock;
+use super::{Context, op, programs};
+
+/// How an acquire function or its slow path says that it did not get the lock.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// It always gets it.
+    Certain,
+    /// It returns zero, or a negative error.
+    ZeroIsSuccess,
+    /// It returns one, or zero.
+    ZeroIsFailure,
+    /// It returns the lock, or an `ERR_PTR`.
+    Pointer,
+}
+
+/// `include/linux/err.h`.
+const MAX_ERRNO: u64 = 4095;
+
+impl Outcome {
+    #[inline(always)]
+    fn got_it(self, returned: u64) -> bool {
+        match self {
+            Self::Certain => true,
+            Self::ZeroIsSuccess => returned as i32 == 0,
+            Self::ZeroIsFailure => returned as i32 != 0,
+            Self::Pointer => returned < MAX_ERRNO.wrapping_neg(),
+        }
+    }
+}
+
+/// The kinds of sleeping locks, and the acquisitions of each.
+#[derive(Clone, Copy)]
+enum Type {
+    Rwsem(Mode),
+    Mutex,
+}
+
+#[inline(always)]
+fn role(kind: Type, address: u64) -> Option<Lock> {
+    match kind {
+        Type::Rwsem(_) if address == address_of(address::RWSEM_VMAP_AREA) => Some(Lock::VmapArea),
+        Type::Rwsem(_) if address == address_of(address::RWSEM_KCLIST) => Some(Lock::Kclist),
+        Type::Mutex if address == address_of(address::MUTEX_VMAP_PURGE) => Some(Lock::VmapPurge),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn taken(kind: Type, address: u64, lock: Lock) -> Taken {
+    let mode = match kind {
+        Type::Rwsem(mode) => mode,
+        Type::Mutex => Mode::Exclusive,
+    };
+    Taken {
+        address,
+        lock,
+        mode,
+        followed: true,
+    }
+}
+
+/// Whether `vmap_block.lock` is a mutex and someone is in a function that may take one.
+#[inline(always)]
+fn blocks_in_use(kind: Type) -> bool {
+    matches!(kind, Type::Mutex) && blocks(block::KIND) == block::MUTEX && op::block_scopes() != 0
+}
+
+#[inline(always)]
+fn identify(kind: Type, address: u64, here: Here, caller: Caller) -> Option<(Taken, Site)> {
+    if let Some(lock) = role(kind, address) {
+        return Some((taken(kind, address, lock), lock::site(caller)));
+    }
+    if !blocks_in_use(kind) || !op::in_block_scope(here) {
+        return None;
+    }
+    if let Some(site) = site::of(site::caller(caller))
+        && site.takes_block_lock
+        && is_block_lock(address)
+    {
+        return Some((taken(kind, address, Lock::VmapBlock), site));
+    }
+    lock::forget(address);
+    None
+}
+
+#[inline(always)]
+fn returned(ctx: Context, kind: Type, outcome: Outcome, function: usize) {
+    let here = Here::Trampoline(ctx);
+    let got_it = match outcome {
+        Outcome::Certain => true,
+        _ => outcome.got_it(ctx.arg(1)),
+    };
+    let identified = identify(
+        kind,
+        ctx.address(0),
+        here,
+        Caller::Trampoline(ctx, function),
+    );
+    let Some((taken, site)) = identified else {
+        return;
+    };
+    if got_it {
+        lock::acquired(taken, here, site);
+    } else {
+        lock::failed(taken, here, site);
+    }
+}
+
+#[inline(always)]
+fn called(ctx: Context, kind: Type, outcome: Outcome) {
+    let sp = ctx.probe_sp();
+    let here = Here::Number(sp);
+    let identified = identify(kind, ctx.probe_arg0(), here, Caller::Probe(sp));
+    let Some((taken, site)) = identified else {
+        return;
+    };
+    match outcome {
+        Outcome::Certain => lock::acquired(taken, here, site),
+        _ => lock::trying(taken, here, site),
+    }
+}
+
+#[inline(always)]
+fn released(kind: Type, address: u64) {
+    if role(kind, address).is_some() {
+        lock::release(address);
+    } else if blocks_in_use(kind) {
+        lock::release_if_held(address);
+    }
+}
+
+#[inline(always)]
+fn downgraded(address: u64) {
+    let shared = Type::Rwsem(Mode::Shared);
+    if let Some(lock) = role(shared, address) {
+        lock::downgrade(taken(shared, address, lock));
+    }
+}
+
+#[inline(always)]
+fn slow_path(ctx: Context, kind: Type, address: u64, here: Here) {
+    let known = role(kind, address);
+    if flags(flag::EVERY_ACQUISITION) != 0 {
+        if known.is_some() || (blocks_in_use(kind) && op::in_block_scope(here)) {
+            lock::slow_path(address);
+        }
+        return;
+    }
+    let block_mutexes = matches!(kind, Type::Mutex) && blocks(block::KIND) == block::MUTEX;
+    let lock = match known {
+        Some(lock) => lock,
+        None if block_mutexes && is_block_lock(address) => Lock::VmapBlock,
+        None => return,
+    };
+    let Some(stack) = site::stack(ctx) else {
+        return;
+    };
+    if known.is_some() || stack.site.takes_block_lock {
+        lock::slow_path_of(taken(kind, address, lock), &stack);
+    }
+}
+
+/// Declares the programs of an acquire function.
+macro_rules! acquire_function {
+    ($kind:expr, Certain, $function:ident: $fexit:ident $kprobe:ident) => {
+        programs! {
+            "fexit" $fexit(ctx) { returned(ctx, $kind, Outcome::Certain, acquire::$function) }
+            "kprobe" $kprobe(ctx) { called(ctx, $kind, Outcome::Certain) }
+        }
+    };
+    ($kind:expr, $outcome:ident, $function:ident: $fexit:ident $kprobe:ident $kretprobe:ident) => {
+        programs! {
+            "fexit" $fexit(ctx) { returned(ctx, $kind, Outcome::$outcome, acquire::$function) }
+            "kprobe" $kprobe(ctx) { called(ctx, $kind, Outcome::$outcome) }
+            "kretprobe" $kretprobe(ctx) {
+                lock::tried(Outcome::$outcome.got_it(ctx.probe_ret()), true)
+            }
+        }
+    };
+}
+
+/// Declares the programs of a slow path that has so many arguments.
+macro_rules! slow_path_function {
+    ($kind:expr, $outcome:ident, $args:literal:
+     $fentry:ident $fexit:ident $kprobe:ident $kretprobe:ident) => {
+        programs! {
+            "fentry" $fentry(ctx) { slow_path(ctx, $kind, ctx.address(0), Here::Trampoline(ctx)) }
+            "fexit" $fexit(ctx) {
+                let got_it = match Outcome::$outcome {
+                    Outcome::Certain => true,
+                    outcome => outcome.got_it(ctx.arg($args)),
+                };
+                lock::slow_path_done(ctx.address(0), got_it, true)
+            }
+            "kprobe" $kprobe(ctx) {
+                slow_path(ctx, $kind, ctx.probe_arg0(), Here::Number(ctx.probe_sp()))
+            }
+            "kretprobe" $kretprobe(ctx) {
+                lock::latest_slow_path_done(Outcome::$outcome.got_it(ctx.probe_ret()), true)
+            }
+        }
+    };
+}
+
+const READ: Type = Type::Rwsem(Mode::Shared);
+const WRITE: Type = Type::Rwsem(Mode::Exclusive);
+
+acquire_function!(READ, Certain, DOWN_READ: dread_fx dread_kp);
+acquire_function!(READ, ZeroIsSuccess, DOWN_READ_INTERRUPTIBLE: dreadint_fx dreadint_kp dreadint_kr);
+acquire_function!(READ, ZeroIsSuccess, DOWN_READ_KILLABLE: dreadkill_fx dreadkill_kp dreadkill_kr);
+acquire_function!(READ, ZeroIsFailure, DOWN_READ_TRYLOCK: dreadtry_fx dreadtry_kp dreadtry_kr);
+acquire_function!(WRITE, Certain, DOWN_WRITE: dwrite_fx dwrite_kp);
+acquire_function!(WRITE, ZeroIsSuccess, DOWN_WRITE_KILLABLE: dwritekill_fx dwritekill_kp dwritekill_kr);
+acquire_function!(WRITE, ZeroIsFailure, DOWN_WRITE_TRYLOCK: dwritetry_fx dwritetry_kp dwritetry_kr);
+acquire_function!(Type::Mutex, Certain, MUTEX_LOCK: mutex_fx mutex_kp);
+acquire_function!(Type::Mutex, ZeroIsSuccess, MUTEX_LOCK_INTERRUPTIBLE: mutexint_fx mutexint_kp mutexint_kr);
+acquire_function!(Type::Mutex, ZeroIsSuccess, MUTEX_LOCK_KILLABLE: mutexkill_fx mutexkill_kp mutexkill_kr);
+acquire_function!(Type::Mutex, ZeroIsFailure, MUTEX_TRYLOCK: mutextry_fx mutextry_kp mutextry_kr);
+
+slow_path_function!(READ, Pointer, 3: readslow_fe readslow_fx readslow_kp readslow_kr);
+slow_path_function!(READ, Pointer, 2: readslow2_fe readslow2_fx readslow2_kp readslow2_kr);
+slow_path_function!(WRITE, Pointer, 2: writeslow_fe writeslow_fx writeslow_kp writeslow_kr);
+slow_path_function!(Type::Mutex, Certain, 1: mutexslow_fe mutexslow_fx mutexslow_kp mutexslow_kr);
+slow_path_function!(Type::Mutex, ZeroIsSuccess, 1: mutexslowk_fe mutexslowk_fx mutexslowk_kp mutexslowk_kr);
+slow_path_function!(Type::Mutex, ZeroIsSuccess, 1: mutexslowi_fe mutexslowi_fx mutexslowi_kp mutexslowi_kr);
+
+programs! {
+    "fentry" uread_fe(ctx) { released(READ, ctx.address(0)) }
+    "kprobe" uread_kp(ctx) { released(READ, ctx.probe_arg0()) }
+    "fentry" uwrite_fe(ctx) { released(WRITE, ctx.address(0)) }
+    "kprobe" uwrite_kp(ctx) { released(WRITE, ctx.probe_arg0()) }
+    "fentry" downgrade_fe(ctx) { downgraded(ctx.address(0)) }
+    "kprobe" downgrade_kp(ctx) { downgraded(ctx.probe_arg0()) }
+    "fentry" unmutex_fe(ctx) { released(Type::Mutex, ctx.address(0)) }
+    "kprobe" unmutex_kp(ctx) { released(Type::Mutex, ctx.probe_arg0()) }
+}

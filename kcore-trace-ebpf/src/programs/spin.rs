@@ -1,0 +1,216 @@
+//! The programs on spinlocks.
+//!
+//! `_raw_spin_lock` is hooked at its exit, where the lock is held and preemption is off: a program
+//! that is preempted would make the kernel skip it for every other task on that CPU. By kprobe,
+//! which runs with preemption off, it is hooked at its entry, since a return probe costs several
+//! times as much. `spin_lock(&x)` passes the address of x itself (`include/linux/spinlock.h`).
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use kcore_trace_ebpf::layout::{acquire, address, block, flag, node, node_lock};
+use kcore_trace_ebpf::words::{Lock, Mode};
+
+use super::constants::{blocks, flags, lock as address_of, nodes};
+use super::lock::{self, Taken};
+use super::site::{self, Caller, Site};
+use super::slot::Here;
+use super::{Context, op, programs};
+
+/// The role of a spinlock that has a fixed address.
+#[inline(always)]
+pub(crate) fn role(address: u64) -> Option<Lock> {
+    if nodes(node::SPAN) != 0 && nodes(node::BASE) != 0 {
+        let offset = address.wrapping_sub(nodes(node::BASE));
+        if offset < nodes(node::SPAN) {
+            return node_role(offset);
+        }
+    }
+    if address == address_of(address::SPIN_VMAP_AREA) {
+        Some(Lock::VmapArea)
+    } else if address == address_of(address::SPIN_FREE_VMAP_AREA) {
+        Some(Lock::FreeVmapArea)
+    } else if address == address_of(address::SPIN_PURGE_VMAP_AREA) {
+        Some(Lock::PurgeVmapArea)
+    } else {
+        None
+    }
+}
+
+/// The role of a lock by its distance from the first node.
+#[inline(always)]
+pub(crate) fn node_role(distance: u64) -> Option<Lock> {
+    let stride = nodes(node::STRIDE);
+    if stride == 0 {
+        return None;
+    }
+    node_lock(
+        distance % stride,
+        nodes(node::BUSY_OFFSET),
+        nodes(node::LAZY_OFFSET),
+        nodes(node::POOL_OFFSET),
+    )
+}
+
+/// Whether a lock that was taken in a function that takes `vmap_block.lock` is one: its neighbour
+/// is the number of free pages, where a `vmap_block_queue` has a pointer.
+#[inline(always)]
+pub(crate) fn is_block_lock(address: u64) -> bool {
+    let free = address.wrapping_add(blocks(block::FREE_DISTANCE));
+    // SAFETY: the helper checks the address.
+    match unsafe { bpf_probe_read_kernel(free as *const u64) } {
+        Ok(free) => free <= block::MAX_PAGES,
+        Err(_) => false,
+    }
+}
+
+/// Whether `vmap_block.lock` is a spinlock and someone is in a function that may take one.
+#[inline(always)]
+fn blocks_in_use() -> bool {
+    blocks(block::KIND) == block::SPINLOCK && op::block_scopes() != 0
+}
+
+/// Whether releases of spinlocks are hooked.
+#[inline(always)]
+fn followed() -> bool {
+    flags(flag::SPIN_RELEASES) != 0
+}
+
+#[inline(always)]
+fn exclusive(address: u64, lock: Lock) -> Taken {
+    Taken {
+        address,
+        lock,
+        mode: Mode::Exclusive,
+        followed: followed(),
+    }
+}
+
+/// The lock and its site, when it is one of ours.
+#[inline(always)]
+fn identify(address: u64, here: Here, caller: Caller) -> Option<(Taken, Site)> {
+    if let Some(lock) = role(address) {
+        return Some((exclusive(address, lock), lock::site(caller)));
+    }
+    if !blocks_in_use() || !op::in_block_scope(here) {
+        return None;
+    }
+    if let Some(site) = site::of(site::caller(caller))
+        && site.takes_block_lock
+        && is_block_lock(address)
+    {
+        let site = Site {
+            intent: kcore_trace_ebpf::words::Intent::Write as u32,
+            ..site
+        };
+        return Some((exclusive(address, Lock::VmapBlock), site));
+    }
+    // Another lock in there, whose slow path was remembered in case it was a block's.
+    lock::forget(address);
+    None
+}
+
+#[inline(always)]
+fn released(address: u64) {
+    if role(address).is_some() {
+        lock::release(address);
+    } else if blocks_in_use() {
+        lock::release_if_held(address);
+    }
+}
+
+#[inline(always)]
+fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
+    let known = role(address);
+    // At the entry of an acquisition whose release is not hooked nothing was remembered.
+    let nothing_known = flags(flag::AT_ENTRY) != 0 && !followed();
+    if flags(flag::EVERY_ACQUISITION) != 0 && !nothing_known {
+        if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
+            lock::slow_path(address);
+        }
+        return;
+    }
+    let lock = match known {
+        Some(lock) => lock,
+        None if blocks(block::KIND) == block::SPINLOCK
+            && site::may_be_block_taker(stack_words)
+            && is_block_lock(address) =>
+        {
+            Lock::VmapBlock
+        }
+        None => return,
+    };
+    let Some(stack) = site::stack(ctx) else {
+        return;
+    };
+    if known.is_some() || stack.site.takes_block_lock {
+        lock::slow_path_of(exclusive(address, lock), &stack);
+    }
+}
+
+/// By trampoline: the words on the stack above a context of two arguments.
+#[inline(always)]
+fn entered_slow_path(ctx: Context) {
+    slow_path(
+        ctx,
+        ctx.address(0),
+        Here::Trampoline(ctx),
+        ctx.as_ptr() as u64 + 16,
+    );
+}
+
+#[inline(always)]
+fn entered_slow_path_by_probe(ctx: Context) {
+    let sp = ctx.probe_sp();
+    slow_path(ctx, ctx.probe_arg0(), Here::Number(sp), sp);
+}
+
+#[inline(always)]
+fn acquired_by(ctx: Context, function: usize) {
+    let here = Here::Trampoline(ctx);
+    if let Some((taken, site)) = identify(ctx.address(0), here, Caller::Trampoline(ctx, function)) {
+        lock::acquired(taken, here, site);
+    }
+}
+
+#[inline(always)]
+fn tried_by(ctx: Context, function: usize) {
+    let here = Here::Trampoline(ctx);
+    let (address, returned) = (ctx.address(0), ctx.arg(1));
+    if let Some((taken, site)) = identify(address, here, Caller::Trampoline(ctx, function)) {
+        if returned as i32 != 0 {
+            lock::acquired(taken, here, site);
+        } else {
+            lock::failed(taken, here, site);
+        }
+    }
+}
+
+programs! {
+    "fexit" spinlock_fx(ctx) { acquired_by(ctx, acquire::RAW_SPIN_LOCK) }
+    "fexit" spintry_fx(ctx) { tried_by(ctx, acquire::RAW_SPIN_TRYLOCK) }
+    "fentry" spinunlock_fe(ctx) { released(ctx.address(0)) }
+    "fentry" spinslow_fe(ctx) { entered_slow_path(ctx) }
+    "fexit" spinslow_fx(ctx) { lock::slow_path_done(ctx.address(0), true, followed()) }
+    "fentry" spinslowpv_fe(ctx) { entered_slow_path(ctx) }
+    "fexit" spinslowpv_fx(ctx) { lock::slow_path_done(ctx.address(0), true, followed()) }
+
+    "kprobe" spinlock_kp(ctx) {
+        let sp = ctx.probe_sp();
+        let here = Here::Number(sp);
+        if let Some((taken, site)) = identify(ctx.probe_arg0(), here, Caller::Probe(sp)) {
+            lock::acquired(taken, here, site);
+        }
+    }
+    "kprobe" spintry_kp(ctx) {
+        let sp = ctx.probe_sp();
+        let here = Here::Number(sp);
+        if let Some((taken, site)) = identify(ctx.probe_arg0(), here, Caller::Probe(sp)) {
+            lock::trying(taken, here, site);
+        }
+    }
+    "kretprobe" spintry_kr(ctx) { lock::tried(ctx.probe_ret() as i32 != 0, followed()) }
+    "kprobe" spinunlock_kp(ctx) { released(ctx.probe_arg0()) }
+    "kprobe" spinslow_kp(ctx) { entered_slow_path_by_probe(ctx) }
+    "kretprobe" spinslow_kr(_ctx) { lock::latest_slow_path_done(true, followed()) }
+    "kprobe" spinslowpv_kp(ctx) { entered_slow_path_by_probe(ctx) }
+    "kretprobe" spinslowpv_kr(_ctx) { lock::latest_slow_path_done(true, followed()) }
+}

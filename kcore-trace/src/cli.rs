@@ -1,0 +1,245 @@
+//! The command line: flags, dispatch, the error chain and the exit code.
+//!
+//! Exit codes: 0; 2 for an error, with the chain on stderr and the remedy at its end. A closed
+//! pipe on stdout is no error.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::diagnostics;
+use crate::kernel::Facts;
+use crate::loader::LoadError;
+use crate::model::Level;
+use crate::plan::{Hooks, Plan, Request};
+use crate::record::{self, RecordOptions};
+use crate::recording::Recording;
+use crate::report::{self, Report};
+use crate::stress::{self, StressArgs};
+
+/// Where `record` writes and `report` reads, unless told otherwise.
+const DEFAULT_RECORDING: &str = "kcore-trace.kct";
+/// Shortest and longest time between two records.
+const INTERVALS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(3600);
+/// Longest duration of a recording: a year.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// Who waits for and who holds the locks of vmalloc
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    /// Say more: timings, refused hooks, diagnostics of the programs in the kernel, and the
+    /// verifier's log when it refuses one
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what would be attached on this kernel, and what is missing; attaches nothing
+    Plan(PlanArgs),
+    /// Measure, until Ctrl-C, a duration or the end of a command
+    Record(RecordArgs),
+    /// Show what was measured; needs no root
+    Report(ReportArgs),
+    /// Make load on the locks of vmalloc, with exact numbers of operations
+    Stress(StressArgs),
+}
+
+#[derive(Args)]
+struct PlanArgs {
+    /// How much to measure
+    #[arg(long, value_enum, default_value_t)]
+    level: Level,
+    /// Take this way of attaching instead of the best one
+    #[arg(long, value_enum)]
+    hooks: Option<Hooks>,
+    /// Plan for the kernel of this facts file instead of the running one
+    #[arg(long, value_name = "FILE")]
+    facts: Option<PathBuf>,
+    /// Write the facts of the running kernel to this file (- for stdout) instead of planning
+    #[arg(long, value_name = "FILE", conflicts_with = "facts")]
+    save_facts: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t)]
+    format: PlanFormat,
+}
+
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum PlanFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Args)]
+struct RecordArgs {
+    /// The recording to write
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_RECORDING)]
+    output: PathBuf,
+    /// Stop after this time, such as 30s or 5m; a command that still runs is then sent SIGTERM
+    #[arg(short, long, value_name = "DURATION", value_parser = duration)]
+    duration: Option<Duration>,
+    /// Time between two records, from 10ms to 1h
+    #[arg(short, long, value_name = "DURATION", value_parser = interval, default_value = "1s")]
+    interval: Duration,
+    /// How much to measure
+    #[arg(long, value_enum, default_value_t)]
+    level: Level,
+    /// Take this way of attaching instead of the best one
+    #[arg(long, value_enum)]
+    hooks: Option<Hooks>,
+    /// Replace the recording if there is one
+    #[arg(long)]
+    force: bool,
+    /// Run this command and measure until it ends
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Args)]
+struct ReportArgs {
+    /// The recording to read
+    #[arg(value_name = "FILE", default_value = DEFAULT_RECORDING)]
+    file: PathBuf,
+    #[arg(long, value_enum, default_value_t)]
+    format: report::Format,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match duration {
+        Duration::ZERO => Err("it has to be longer than 0".into()),
+        duration if duration > LONGEST => Err("it can be a year at most".into()),
+        duration => Ok(duration),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if INTERVALS.contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("it has to be between 10ms and 1h".into())
+    }
+}
+
+/// Runs the tool with these arguments, the first of which is its name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors to clap; a closed pipe is none to us.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error, cli.verbose);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    if cli.verbose {
+        diagnostics::enable();
+    }
+    match &cli.command {
+        Command::Plan(args) => plan(args),
+        Command::Record(args) => record(args, cli.verbose),
+        Command::Report(args) => report(args),
+        Command::Stress(args) => stress::run(args),
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io_errors = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    io_errors
+        .into_iter()
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn complain(error: &anyhow::Error, verbose: bool) {
+    let mut stderr = io::stderr().lock();
+    // With nowhere left to complain to, the exit code has to do.
+    let _ = writeln!(stderr, "kcore-trace: {error:#}");
+    if verbose && let Some(LoadError::Verifier { log, .. }) = error.downcast_ref() {
+        let _ = writeln!(stderr, "{log}");
+    }
+}
+
+fn plan(args: &PlanArgs) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let facts = match &args.facts {
+        Some(path) => {
+            let text = fs::read_to_string(path)
+                .with_context(|| format!("failed to read facts from `{}`", path.display()))?;
+            serde_json::from_str(&text)
+                .with_context(|| format!("`{}` is no facts file", path.display()))?
+        }
+        None => Facts::gather()?.0,
+    };
+    if let Some(path) = &args.save_facts {
+        let text = serde_json::to_string_pretty(&facts)? + "\n";
+        return match path.to_str() {
+            Some("-") => Ok(out.write_all(text.as_bytes())?),
+            _ => fs::write(path, text)
+                .with_context(|| format!("failed to write facts to `{}`", path.display())),
+        };
+    }
+    let plan = Plan::choose(
+        &facts,
+        &Request {
+            level: args.level,
+            hooks: args.hooks,
+        },
+    )?;
+    match args.format {
+        PlanFormat::Text => plan.write_text(&facts, &mut out)?,
+        PlanFormat::Json => writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?,
+    }
+    Ok(())
+}
+
+fn record(args: &RecordArgs, verbose: bool) -> Result<()> {
+    record::run(RecordOptions {
+        output: args.output.clone(),
+        duration: args.duration,
+        interval: args.interval,
+        request: Request {
+            level: args.level,
+            hooks: args.hooks,
+        },
+        force: args.force,
+        command: args.command.clone(),
+        verbose,
+    })
+}
+
+/// Width of the terminal on stdout, if it is one.
+fn terminal_columns() -> Option<u16> {
+    let (_, columns) = console::Term::stdout().size_checked()?;
+    Some(columns)
+}
+
+fn report(args: &ReportArgs) -> Result<()> {
+    let recording = Recording::open(&args.file)?;
+    let report = Report::new(&recording);
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    report::render(&report, args.format, terminal_columns(), &mut out)?;
+    Ok(out.flush()?)
+}

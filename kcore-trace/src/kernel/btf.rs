@@ -1,0 +1,294 @@
+//! Questions to the kernel's BTF: does a function exist, with how many arguments, and where in a
+//! struct is a member.
+//!
+//! In: the bytes of /sys/kernel/btf/vmlinux. Out: an index of the names that were asked for, from
+//! one pass over the types. Invariant: bytes that are not BTF are an error, never a panic.
+//! The format: `Documentation/bpf/btf.rst`.
+
+use std::collections::{HashMap, HashSet};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// Where the kernel shows its own types.
+pub const PATH: &str = "/sys/kernel/btf/vmlinux";
+
+const MAGIC: u16 = 0xeb9f;
+
+mod kind {
+    pub(super) const INT: u32 = 1;
+    pub(super) const ARRAY: u32 = 3;
+    pub(super) const STRUCT: u32 = 4;
+    pub(super) const UNION: u32 = 5;
+    pub(super) const ENUM: u32 = 6;
+    pub(super) const TYPEDEF: u32 = 8;
+    pub(super) const FUNC: u32 = 12;
+    pub(super) const FUNC_PROTO: u32 = 13;
+    pub(super) const VAR: u32 = 14;
+    pub(super) const DATASEC: u32 = 15;
+    pub(super) const DECL_TAG: u32 = 17;
+    pub(super) const ENUM64: u32 = 19;
+}
+
+/// One type as it stands in the table.
+#[derive(Clone, Copy)]
+struct Type {
+    /// Offset of its first word.
+    at: usize,
+    name: u32,
+    kind: u32,
+    vlen: usize,
+    /// Size of a struct in bytes, or the type that a function or typedef refers to.
+    size_or_type: u32,
+}
+
+/// A function by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// BTF id, for attaching.
+    pub id: u32,
+    pub args: usize,
+}
+
+/// A struct by its name.
+pub struct Struct {
+    /// Size in bytes.
+    pub size: u64,
+    /// Members with their offset in bytes and the name of their type.
+    pub members: HashMap<String, (u64, String)>,
+}
+
+/// What was asked for, as far as this kernel has it.
+#[derive(Default)]
+pub struct Btf {
+    functions: HashMap<String, Function>,
+    structs: HashMap<String, Struct>,
+    typedefs: HashSet<String>,
+}
+
+impl Btf {
+    /// Reads the names that are wanted out of BTF bytes.
+    pub fn parse(bytes: &[u8], wanted: &HashSet<&str>) -> Result<Self> {
+        let table = Table::parse(bytes)?;
+        let mut btf = Self::default();
+        let types = table.types()?;
+        for (index, ty) in types.iter().enumerate() {
+            let Some(name) = table.name(ty.name).filter(|name| wanted.contains(name)) else {
+                continue;
+            };
+            match ty.kind {
+                kind::FUNC => {
+                    let proto = resolve(&types, ty.size_or_type);
+                    let args = proto.map_or(0, |proto| proto.vlen);
+                    // Type ids begin at one; id zero is void.
+                    let function = Function {
+                        id: index as u32 + 1,
+                        args,
+                    };
+                    btf.functions.entry(name.to_owned()).or_insert(function);
+                }
+                kind::STRUCT => {
+                    let members = table.members(&types, ty)?;
+                    let size = u64::from(ty.size_or_type);
+                    btf.structs
+                        .entry(name.to_owned())
+                        .or_insert(Struct { size, members });
+                }
+                kind::TYPEDEF => {
+                    btf.typedefs.insert(name.to_owned());
+                }
+                _ => {}
+            }
+        }
+        Ok(btf)
+    }
+
+    /// A function that was asked for.
+    pub fn function(&self, name: &str) -> Option<Function> {
+        self.functions.get(name).copied()
+    }
+
+    /// A struct that was asked for.
+    pub fn structure(&self, name: &str) -> Option<&Struct> {
+        self.structs.get(name)
+    }
+
+    /// Whether a typedef that was asked for exists.
+    pub fn has_typedef(&self, name: &str) -> bool {
+        self.typedefs.contains(name)
+    }
+}
+
+fn resolve(types: &[Type], id: u32) -> Option<&Type> {
+    types.get((id as usize).checked_sub(1)?)
+}
+
+struct Table<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+}
+
+impl<'a> Table<'a> {
+    fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let magic = bytes.get(..2).context("BTF is empty")?;
+        ensure!(
+            magic == MAGIC.to_le_bytes(),
+            "BTF of another byte order, or no BTF"
+        );
+        let header = word(bytes, 4)? as usize;
+        let section = |offset: usize, length: usize| {
+            let start = header + word(bytes, offset)? as usize;
+            bytes
+                .get(start..start + word(bytes, length)? as usize)
+                .context("BTF is cut off")
+        };
+        Ok(Self {
+            types: section(8, 12)?,
+            strings: section(16, 20)?,
+        })
+    }
+
+    fn types(&self) -> Result<Vec<Type>> {
+        let mut types = Vec::with_capacity(self.types.len() / 24);
+        let mut at = 0;
+        while at < self.types.len() {
+            let info = word(self.types, at + 4)?;
+            let ty = Type {
+                at,
+                name: word(self.types, at)?,
+                kind: info >> 24 & 0x1f,
+                vlen: (info & 0xffff) as usize,
+                size_or_type: word(self.types, at + 8)?,
+            };
+            at += 12 + extra_bytes(&ty)?;
+            types.push(ty);
+        }
+        Ok(types)
+    }
+
+    fn name(&self, offset: u32) -> Option<&'a str> {
+        let rest = self.strings.get(offset as usize..)?;
+        let end = rest.iter().position(|&byte| byte == 0)?;
+        std::str::from_utf8(&rest[..end]).ok()
+    }
+
+    /// The members of a struct; those of anonymous members count as its own.
+    fn members(&self, types: &[Type], of: &Type) -> Result<HashMap<String, (u64, String)>> {
+        let mut members = HashMap::new();
+        // With a bitfield the offset's upper byte is its width.
+        let flagged = word(self.types, of.at + 4)? >> 31 != 0;
+        for index in 0..of.vlen {
+            let at = of.at + 12 + 12 * index;
+            let name = self.name(word(self.types, at)?).unwrap_or_default();
+            let bits = word(self.types, at + 8)?;
+            let offset = u64::from(if flagged { bits & 0xff_ffff } else { bits }) / 8;
+            let ty = resolve(types, word(self.types, at + 4)?);
+            match ty {
+                Some(inner)
+                    if name.is_empty() && matches!(inner.kind, kind::STRUCT | kind::UNION) =>
+                {
+                    for (name, (inside, of)) in self.members(types, inner)? {
+                        members.insert(name, (offset + inside, of));
+                    }
+                }
+                _ => {
+                    let of = ty.and_then(|ty| self.name(ty.name)).unwrap_or_default();
+                    members.insert(name.to_owned(), (offset, of.to_owned()));
+                }
+            }
+        }
+        Ok(members)
+    }
+}
+
+/// Bytes that follow the three words of a type.
+fn extra_bytes(ty: &Type) -> Result<usize> {
+    Ok(match ty.kind {
+        kind::INT | kind::VAR | kind::DECL_TAG => 4,
+        kind::ARRAY => 12,
+        kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * ty.vlen,
+        kind::ENUM | kind::FUNC_PROTO => 8 * ty.vlen,
+        // Pointers, forwards, qualifiers, floats and tags carry nothing more.
+        2 | 7..=12 | 16 | 18 => 0,
+        other => bail!("BTF has a type of unknown kind {other}"),
+    })
+}
+
+fn word(bytes: &[u8], at: usize) -> Result<u32> {
+    let bytes = bytes.get(at..at + 4).context("BTF is cut off")?;
+    Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `struct inner { int a; int b; }; struct outer { int x; struct { int y; }; struct inner in; };`
+    /// and `long vread(char *, char *, unsigned long)`, written by hand.
+    fn sample() -> Vec<u8> {
+        let strings = b"\0int\0inner\0a\0b\0outer\0x\0y\0in\0vread\0";
+        let name = |wanted: &str| {
+            let wanted = format!("\0{wanted}\0");
+            let at = strings
+                .windows(wanted.len())
+                .position(|part| part == wanted.as_bytes());
+            at.unwrap() as u32 + 1
+        };
+        let info = |kind: u32, vlen: u32| kind << 24 | vlen;
+        let words = [
+            [name("int"), info(1, 0), 4, 0x20].as_slice(),
+            &[
+                name("inner"),
+                info(4, 2),
+                8,
+                name("a"),
+                1,
+                0,
+                name("b"),
+                1,
+                32,
+            ],
+            &[0, info(4, 1), 4, name("y"), 1, 0],
+            &[name("outer"), info(4, 3), 16],
+            &[name("x"), 1, 0, 0, 3, 32, name("in"), 2, 64],
+            &[0, info(13, 3), 1, 0, 1, 0, 1, 0, 1],
+            &[name("vread"), info(12, 0), 5],
+        ]
+        .concat();
+        let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        for word in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            strings.len() as u32,
+        ] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend(types);
+        bytes.extend(strings);
+        bytes
+    }
+
+    #[test]
+    fn finds_functions_with_their_arguments_and_members_of_anonymous_structs() {
+        let wanted = HashSet::from(["vread", "outer", "inner"]);
+        let btf = Btf::parse(&sample(), &wanted).unwrap();
+        assert_eq!(btf.function("vread"), Some(Function { id: 6, args: 3 }));
+        assert_eq!(btf.function("vread_iter"), None);
+        let outer = btf.structure("outer").unwrap();
+        assert_eq!(outer.size, 16);
+        assert_eq!(outer.members["y"], (4, "int".to_owned()));
+        assert_eq!(outer.members["in"], (8, "inner".to_owned()));
+    }
+
+    #[test]
+    fn cut_off_bytes_are_an_error_and_never_a_panic() {
+        let sample = sample();
+        for length in 0..sample.len() {
+            let _ = Btf::parse(&sample[..length], &HashSet::new());
+        }
+        assert!(Btf::parse(b"", &HashSet::new()).is_err());
+        assert!(Btf::parse(b"not BTF at all, but long enough", &HashSet::new()).is_err());
+    }
+}

@@ -1,0 +1,450 @@
+//! What this kernel is and has: facts, gathered once, from what it says and from trying.
+//!
+//! Out: [`Facts`], plain data without addresses, which a plan is made from and which can be kept
+//! in a file; and [`Addresses`], which stay in the process. No version is ever compared: versions
+//! lie where distributions carry changes back.
+//!
+//! Invariant: gathering attaches nothing and never fails because the kernel lacks something; that
+//! is a fact like any other.
+
+pub mod bpf;
+pub mod btf;
+pub mod symbols;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use kcore_trace_ebpf::layout::acquire;
+use kcore_trace_ebpf::words::{Kind, Lock};
+use serde::{Deserialize, Serialize};
+
+use crate::probes;
+use btf::Btf;
+use symbols::{Range, Symbols};
+
+/// Static locks: their role, and the symbol of the variable.
+pub const STATIC_LOCKS: &[(Lock, &str)] = &[
+    (Lock::VmapArea, "vmap_area_lock"),
+    (Lock::FreeVmapArea, "free_vmap_area_lock"),
+    (Lock::PurgeVmapArea, "purge_vmap_area_lock"),
+    (Lock::VmapPurge, "vmap_purge_lock"),
+    (Lock::Kclist, "kclist_lock"),
+];
+
+/// Variables that say where the nodes are (`mm/vmalloc.c`, from 6.9 on).
+const NODE_VARIABLES: [&str; 2] = ["vmap_nodes", "nr_vmap_nodes"];
+/// The counter that a percpu-rwsem of that name brings along (`include/linux/percpu-rwsem.h`).
+const KCLIST_PERCPU: &str = "__percpu_rwsem_rc_kclist_lock";
+/// Whether spinlocks are test-and-set (`arch/x86/include/asm/qspinlock.h`).
+const TEST_AND_SET_KEY: &str = "virt_spin_lock_key";
+const PV_SLOW_PATH: &str = "__pv_queued_spin_lock_slowpath";
+const PV_OPS: &str = "pv_ops";
+const TEXT_BOUNDS: [&str; 4] = ["_stext", "_etext", "_text", "_end"];
+/// A symbol of `mm/vmalloc.c` in every era, to tell which of several equal names is meant.
+const ANCHOR: &str = "alloc_vmap_area";
+
+/// What is known of a function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionFact {
+    /// Symbols of that very name in the core kernel; a hook by name needs exactly one.
+    pub symbols: usize,
+    /// Arguments, where BTF knows the function; fentry needs that.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub args: Option<usize>,
+}
+
+/// Offsets in `struct vmap_node`, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLayout {
+    pub size: u64,
+    pub busy_lock: u64,
+    pub lazy_lock: u64,
+    pub pool_lock: u64,
+}
+
+/// `struct vmap_block`, offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockLayout {
+    #[serde(with = "crate::words")]
+    pub kind: Kind,
+    pub lock: u64,
+    pub free: u64,
+}
+
+/// Why each way of attaching is refused; absent where it is allowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fentry: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kprobe: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tracepoint: Option<String>,
+}
+
+/// What a kernel is and has, without addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// `uname -r`.
+    pub release: String,
+    /// `uname -v`.
+    pub version: String,
+    pub cpus_possible: u32,
+    /// PREEMPT_RT: spinlocks are rt-mutexes.
+    pub realtime: bool,
+    /// `integrity` or `confidentiality` where the kernel is locked down and says so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lockdown: Option<String>,
+    /// Whether the kernel has BTF.
+    pub btf: bool,
+    /// Whether /proc/kallsyms shows zeros instead of addresses.
+    pub addresses_hidden: bool,
+    /// `native`, `pv`, `test-and-set` or `unknown`.
+    pub spinlocks: String,
+    pub refusals: Refusals,
+    /// Functions of the tables that exist.
+    pub functions: BTreeMap<String, FunctionFact>,
+    /// Variables of interest whose address is known.
+    pub variables: BTreeSet<String>,
+    /// BTF tracepoints of the table that exist.
+    pub tracepoints: BTreeSet<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vmap_node: Option<NodeLayout>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vmap_block: Option<BlockLayout>,
+}
+
+/// What was found of the running kernel that must not leave the process.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    /// Static locks.
+    pub locks: BTreeMap<Lock, u64>,
+    /// Base and number of nodes, where they could be read.
+    pub nodes: Option<(u64, u64)>,
+    /// Text and image bounds.
+    pub bounds: BTreeMap<&'static str, u64>,
+    /// Text ranges of the sites, by symbol.
+    pub sites: Vec<(&'static probes::Site, Range)>,
+    /// Functions that take a lock, by their index in the contract.
+    pub acquire: [u64; acquire::COUNT],
+    /// Functions that are hooked by address, since their name is not unique.
+    pub by_address: BTreeMap<&'static str, u64>,
+}
+
+impl Facts {
+    /// Gathers the facts of the running kernel.
+    pub fn gather() -> Result<(Self, Addresses)> {
+        let btf_bytes = fs::read(btf::PATH).ok();
+        let wanted_types = wanted_types();
+        let names: HashSet<&str> = wanted_types.iter().map(String::as_str).collect();
+        let btf = match &btf_bytes {
+            Some(bytes) => Btf::parse(bytes, &names)
+                .with_context(|| format!("failed to read the kernel's types from {}", btf::PATH))?,
+            None => Btf::default(),
+        };
+        let symbols = Symbols::read(&wanted_symbols())?;
+        let facts = Self::from_sources(&btf, btf_bytes.is_some(), &symbols)?;
+        let addresses = Addresses::find(&facts, &symbols);
+        let spinlocks = spinlocks(&btf, &symbols);
+        Ok((Self { spinlocks, ..facts }, addresses))
+    }
+
+    fn from_sources(btf: &Btf, has_btf: bool, symbols: &Symbols) -> Result<Self> {
+        let text = |path: &str| {
+            fs::read_to_string(path)
+                .map(|text| text.trim().to_owned())
+                .ok()
+        };
+        let version = text("/proc/sys/kernel/version").unwrap_or_default();
+        Ok(Self {
+            release: text("/proc/sys/kernel/osrelease").context("/proc is not mounted")?,
+            cpus_possible: aya::util::nr_cpus().map_or(1, |cpus| cpus as u32),
+            realtime: version.contains("PREEMPT_RT") || text("/sys/kernel/realtime").is_some(),
+            version,
+            lockdown: text("/sys/kernel/security/lockdown").and_then(|text| lockdown(&text)),
+            btf: has_btf,
+            addresses_hidden: symbols.are_hidden(),
+            spinlocks: crate::host::UNKNOWN.to_owned(),
+            refusals: refusals(btf),
+            functions: functions(btf, symbols),
+            variables: variables(symbols),
+            tracepoints: tracepoints(btf),
+            vmap_node: node_layout(btf),
+            vmap_block: block_layout(btf),
+        })
+    }
+
+    /// A function, if the kernel has it in any way.
+    pub fn function(&self, name: &str) -> FunctionFact {
+        self.functions.get(name).copied().unwrap_or_default()
+    }
+
+    /// Whether the segment list of /proc/kcore is a percpu-rwsem, whose readers pass no function.
+    pub fn kclist_is_percpu(&self) -> bool {
+        self.variables.contains(KCLIST_PERCPU)
+    }
+
+    /// The label of the era (`mm/vmalloc.c`): nodes came with 6.9, `vread_iter` with 6.4; in the
+    /// series of March 2023 the lock of a block is a mutex and that of the index an rwsem.
+    pub fn era(&self) -> Era {
+        let has = |name: &str| self.function(name) != FunctionFact::default();
+        let sleeping = self
+            .vmap_block
+            .is_some_and(|block| block.kind == Kind::Mutex);
+        match (
+            self.vmap_node.is_some(),
+            sleeping,
+            has("vread_iter"),
+            has("vread"),
+        ) {
+            (true, ..) => Era::PerNode,
+            (_, true, true, _) => Era::RwsemIter,
+            (_, true, false, true) => Era::Rwsem,
+            (_, false, true, _) => Era::SpinlockIter,
+            (_, false, false, true) => Era::Spinlock,
+            _ => Era::Unknown,
+        }
+    }
+}
+
+/// A named group of kernels; a label for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Era {
+    Spinlock,
+    SpinlockIter,
+    Rwsem,
+    RwsemIter,
+    PerNode,
+    Unknown,
+}
+
+impl Era {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Spinlock => "spinlock",
+            Self::SpinlockIter => "spinlock-iter",
+            Self::Rwsem => "rwsem",
+            Self::RwsemIter => "rwsem-iter",
+            Self::PerNode => "per-node",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Addresses {
+    fn find(facts: &Facts, symbols: &Symbols) -> Self {
+        let anchor = symbols.address(ANCHOR, None);
+        let ranges = probes::SITES.iter().flat_map(|site| {
+            let ranges = symbols.ranges(site.symbol, anchor);
+            ranges.into_iter().map(move |range| (site, range))
+        });
+        let mut sites: Vec<_> = ranges.collect();
+        sites.sort_by_key(|(_, range)| range.start);
+        let of = |name: &'static str| Some((name, symbols.address(name, anchor)?));
+        Self {
+            locks: STATIC_LOCKS
+                .iter()
+                .filter_map(|&(lock, name)| Some((lock, symbols.address(name, anchor)?)))
+                .collect(),
+            nodes: facts.vmap_node.and_then(|_| nodes(symbols, anchor)),
+            bounds: TEXT_BOUNDS.into_iter().filter_map(of).collect(),
+            sites,
+            acquire: acquire::SYMBOLS.map(|name| symbols.address(name, None).unwrap_or(0)),
+            by_address: probes::SEQUENCE.into_iter().filter_map(of).collect(),
+        }
+    }
+}
+
+/// Base and number of the nodes: `vmap_nodes` is a pointer, `nr_vmap_nodes` an int.
+fn nodes(symbols: &Symbols, anchor: Option<u64>) -> Option<(u64, u64)> {
+    let mut addresses = [0; bpf::WORDS];
+    for (address, name) in addresses.iter_mut().zip(NODE_VARIABLES) {
+        *address = symbols.address(name, anchor)?;
+    }
+    let words = bpf::peek(addresses)
+        .inspect_err(|error| log::debug!("{error:#}"))
+        .ok()?;
+    let [base, count, ..] = words;
+    let count = count & 0xffff_ffff;
+    (base != 0 && (1..=128).contains(&count)).then_some((base, count))
+}
+
+/// Which slow path spinlocks have: a static key says test-and-set, `pv_ops` says paravirtual.
+fn spinlocks(btf: &Btf, symbols: &Symbols) -> String {
+    let member = |name: &str, member: &str| {
+        btf.structure(name)
+            .and_then(|of| of.members.get(member))
+            .map(|(offset, _)| *offset)
+    };
+    let read = || {
+        let mut addresses = [0; bpf::WORDS];
+        addresses[0] = symbols.address(TEST_AND_SET_KEY, None)?;
+        let pv_ops = symbols.address(PV_OPS, None)?;
+        addresses[1] = pv_ops
+            + member("paravirt_patch_template", "lock")?
+            + member("pv_lock_ops", "queued_spin_lock_slowpath")?;
+        let [key, slow_path, ..] = bpf::peek(addresses).ok()?;
+        Some((key & 0xffff_ffff, slow_path))
+    };
+    match read() {
+        Some((_, slow_path)) if symbols.address(PV_SLOW_PATH, None) == Some(slow_path) => "pv",
+        Some((0, _)) => "native",
+        Some(_) => "test-and-set",
+        None => crate::host::UNKNOWN,
+    }
+    .to_owned()
+}
+
+fn wanted_types() -> HashSet<String> {
+    let structs = [
+        "vmap_node",
+        "rb_list",
+        "vmap_block",
+        "paravirt_patch_template",
+        "pv_lock_ops",
+    ];
+    let functions = function_names();
+    let tracepoints = probes::TRACEPOINTS.iter().map(|(name, _)| *name);
+    let typedefs = tracepoints.chain([probes::RELEASE_TRACEPOINT]).map(typedef);
+    structs
+        .into_iter()
+        .chain(functions)
+        .map(str::to_owned)
+        .chain(typedefs)
+        .collect()
+}
+
+/// The typedef that stands for a BTF tracepoint.
+fn typedef(tracepoint: &str) -> String {
+    format!("btf_trace_{tracepoint}")
+}
+
+fn wanted_symbols() -> HashSet<&'static str> {
+    let statics = STATIC_LOCKS.iter().map(|(_, name)| *name);
+    let sites = probes::SITES.iter().map(|site| site.symbol);
+    let others = [KCLIST_PERCPU, TEST_AND_SET_KEY, PV_OPS, PV_SLOW_PATH];
+    function_names()
+        .map(|name| name.split_once('.').map_or(name, |(plain, _)| plain))
+        .chain(statics)
+        .chain(sites)
+        .chain(NODE_VARIABLES)
+        .chain(TEXT_BOUNDS)
+        .chain(others)
+        .collect()
+}
+
+/// Every function of the tables that a hook may be put on.
+fn function_names() -> impl Iterator<Item = &'static str> {
+    let ops = probes::OPS.iter().flat_map(|op| op.symbols.iter().copied());
+    let scopes = probes::BLOCK_SCOPES
+        .iter()
+        .flat_map(|(symbols, _)| symbols.iter().copied());
+    let locks = probes::LOCK_FUNCTIONS
+        .iter()
+        .map(|function| function.symbol);
+    ops.chain(scopes).chain(locks).chain(probes::SEQUENCE)
+}
+
+fn functions(btf: &Btf, symbols: &Symbols) -> BTreeMap<String, FunctionFact> {
+    let fact = |name: &str| FunctionFact {
+        symbols: symbols.count(name),
+        args: btf.function(name).map(|function| function.args),
+    };
+    function_names()
+        .map(|name| (name.to_owned(), fact(name)))
+        .filter(|(_, fact)| *fact != FunctionFact::default())
+        .collect()
+}
+
+fn variables(symbols: &Symbols) -> BTreeSet<String> {
+    let statics = STATIC_LOCKS.iter().map(|(_, name)| *name);
+    statics
+        .chain(NODE_VARIABLES)
+        .chain([KCLIST_PERCPU])
+        .filter(|name| symbols.count(name) > 0)
+        .map(str::to_owned)
+        .collect()
+}
+
+fn tracepoints(btf: &Btf) -> BTreeSet<String> {
+    let names = probes::TRACEPOINTS.iter().map(|(name, _)| *name);
+    names
+        .chain([probes::RELEASE_TRACEPOINT])
+        .filter(|name| btf.has_typedef(&typedef(name)))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn node_layout(btf: &Btf) -> Option<NodeLayout> {
+    let node = btf.structure("vmap_node")?;
+    let list_lock = btf.structure("rb_list")?.members.get("lock")?.0;
+    let offset = |name: &str| Some(node.members.get(name)?.0);
+    Some(NodeLayout {
+        size: node.size,
+        busy_lock: offset("busy")? + list_lock,
+        lazy_lock: offset("lazy")? + list_lock,
+        pool_lock: offset("pool_lock")?,
+    })
+}
+
+fn block_layout(btf: &Btf) -> Option<BlockLayout> {
+    let block = btf.structure("vmap_block")?;
+    let (lock, of) = block.members.get("lock")?;
+    let kind = if of == "mutex" {
+        Kind::Mutex
+    } else {
+        Kind::Spinlock
+    };
+    Some(BlockLayout {
+        kind,
+        lock: *lock,
+        free: block.members.get("free")?.0,
+    })
+}
+
+/// Tries each way of attaching, against something that every kernel has.
+fn refusals(btf: &Btf) -> Refusals {
+    let fentry = match btf.function(ANCHOR) {
+        Some(function) => bpf::try_fentry(function.id)
+            .err()
+            .map(|error| refused(&error)),
+        None => Some("the kernel's BTF has no functions".to_owned()),
+    };
+    Refusals {
+        fentry,
+        kprobe: bpf::try_kprobe().err(),
+        tracepoint: (!btf.has_typedef(&typedef("contention_begin"))).then(|| {
+            "the kernel has no lock:contention_begin (it came with 5.19) or no BTF".to_owned()
+        }),
+    }
+}
+
+fn refused(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "the kernel refuses it (EPERM: lockdown, or not privileged)".into(),
+        _ => format!("the kernel refuses it ({error})"),
+    }
+}
+
+/// The mode between brackets, unless it is `none`.
+fn lockdown(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    let (mode, _) = rest.split_once(']')?;
+    (mode != "none").then(|| mode.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lockdown_is_what_stands_between_brackets() {
+        assert_eq!(
+            lockdown("none [integrity] confidentiality"),
+            Some("integrity".into())
+        );
+        assert_eq!(lockdown("[none] integrity confidentiality"), None);
+    }
+}

@@ -1,0 +1,39 @@
+//! kcore-trace measures, on a running Linux kernel, who waits for and who holds the locks of
+//! vmalloc and of a /proc/kcore read.
+//!
+//! The pipeline, one module a stage; no arrow points back:
+//!
+//! ```text
+//! kernel ──► plan ──► loader ──► (programs count in the kernel) ──► snapshot ──► record
+//!    ▲         ▲                                                                   │
+//!  probes: the tables                                        recording ◄───────────┘
+//!                                                                │
+//!                                                                └──► report
+//! ```
+//!
+//! * [`kernel`] gathers facts: what this kernel is and has; [`probes`] are the tables it looks for.
+//! * [`plan`] chooses, from facts alone, what is attached and says what is missing.
+//! * [`loader`] attaches the plan; [`snapshot`] reads the counters as differences.
+//! * [`record`] drives both and writes a [`recording`]; [`report`] reads one and shows it.
+//! * [`model`] and [`distribution`] are the plain data in between; [`host`] is the fingerprint.
+//! * [`stress`] makes a known load.
+//!
+//! Only `kernel`, `loader` and `snapshot` know aya, only `record` knows tokio; everything from
+//! [`model`] on works on plain data, without root, on any machine.
+
+pub mod cli;
+pub mod diagnostics;
+pub mod distribution;
+pub mod host;
+pub mod kernel;
+pub mod loader;
+pub mod model;
+pub mod plan;
+pub mod probes;
+pub mod record;
+pub mod recording;
+pub mod report;
+pub mod snapshot;
+pub mod stress;
+pub mod units;
+pub mod words;

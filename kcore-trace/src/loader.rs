@@ -1,0 +1,522 @@
+//! From a plan to programs that count: sets the constants, loads what the plan names, attaches.
+//!
+//! In: a [`Plan`] and the [`Addresses`]. Out: a [`Session`], which owns the programs and their
+//! links; dropping it detaches everything. A hook that the kernel refuses at the last moment is
+//! replaced by a kprobe where that measures the same, else it is added to what is missing.
+//!
+//! Invariant: only programs of the plan are loaded. Maps are complete before the first attach.
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, MapData, PerCpuArray};
+use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError};
+use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use aya_log::EbpfLogger;
+use kcore_trace_ebpf::layout::{
+    SITES, SLOT_WAYS, SLOTS, SiteRange, address, block, flag, node, text,
+};
+use kcore_trace_ebpf::words::{Kind, Lock};
+use log::Log;
+use thiserror::Error;
+
+use crate::diagnostics;
+use crate::kernel::{Addresses, Facts};
+use crate::model::{Level, Missing};
+use crate::plan::{FoundBy, Hooks, Plan, PlannedHook};
+use crate::probes::{Attach, program};
+
+/// The object that holds all programs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
+
+/// Bytes of a page, and of the alignment that the page allocator gives to a whole order.
+const PAGE: u64 = 4096;
+
+/// Why measuring cannot begin.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    #[error(
+        "no permission to load BPF programs: {missing} is missing; run it with sudo, or grant the capability"
+    )]
+    Permission { missing: String },
+    #[error("the verifier refused the program `{program}`; -v shows its log")]
+    Verifier { program: String, log: String },
+    #[error("the hook on `{target}`, without which nothing can be measured, was refused: {reason}")]
+    Hook { target: String, reason: String },
+}
+
+/// A row of the site table, for the map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Row(SiteRange);
+
+// SAFETY: a struct of integers without padding.
+unsafe impl Pod for Row {}
+
+/// The programs while they count.
+pub struct Session {
+    object: Ebpf,
+    /// Reads what the programs log; nothing where diagnostics are off.
+    logger: Option<EbpfLogger<&'static dyn Log>>,
+    loaded: Vec<String>,
+    /// The plan, with what turned out to be missing.
+    pub plan: Plan,
+}
+
+impl Session {
+    /// Loads and attaches.
+    pub fn start(plan: Plan, facts: &Facts, addresses: &Addresses) -> Result<Self> {
+        check_capabilities()?;
+        let mut object = load_object(&plan, facts, addresses)?;
+        let wanted = diagnostics::kernel_level() > 0;
+        let logger = wanted.then(|| EbpfLogger::init(&mut object)).transpose();
+        let mut session = Self {
+            object,
+            logger: logger.context("failed to read the log of the programs")?,
+            loaded: Vec::new(),
+            plan,
+        };
+        session.fill_sites(addresses)?;
+        session.attach_all(addresses)?;
+        Ok(session)
+    }
+
+    /// A per-CPU array of the object.
+    pub(crate) fn per_cpu<T: Pod>(&self, name: &str) -> Result<PerCpuArray<&MapData, T>> {
+        let map = self
+            .object
+            .map(name)
+            .with_context(|| format!("no map `{name}`"))?;
+        PerCpuArray::try_from(map).with_context(|| format!("map `{name}` has another type"))
+    }
+
+    /// An array of the object.
+    pub(crate) fn array<T: Pod>(&self, name: &str) -> Result<Array<&MapData, T>> {
+        let map = self
+            .object
+            .map(name)
+            .with_context(|| format!("no map `{name}`"))?;
+        Array::try_from(map).with_context(|| format!("map `{name}` has another type"))
+    }
+
+    /// An array of the object, to write.
+    pub(crate) fn array_mut<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+        let map = self
+            .object
+            .map_mut(name)
+            .with_context(|| format!("no map `{name}`"))?;
+        Array::try_from(map).with_context(|| format!("map `{name}` has another type"))
+    }
+
+    /// Runs that the kernel skipped, over all programs. Kernels before 5.12 do not count them.
+    pub fn recursion_misses(&self) -> u64 {
+        self.loaded
+            .iter()
+            .filter_map(|name| recursion_misses(self.object.program(name)?))
+            .sum()
+    }
+
+    /// Passes on what the programs logged.
+    pub(crate) fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    /// How many programs are attached.
+    pub fn program_count(&self) -> usize {
+        self.loaded.len()
+    }
+
+    fn fill_sites(&mut self, addresses: &Addresses) -> Result<()> {
+        let beyond = SiteRange {
+            start: u64::MAX,
+            end: u64::MAX,
+            ..SiteRange::default()
+        };
+        let mut rows = vec![beyond; SITES];
+        for (row, (site, range)) in rows.iter_mut().zip(&addresses.sites) {
+            *row = SiteRange {
+                start: range.start,
+                end: range.end,
+                op: site.op as u32,
+                intent: site.intent as u32,
+                takes_block_lock: site.takes_block_lock.into(),
+                reserved: 0,
+            };
+        }
+        let mut map = self.array_mut("SITE_RANGES")?;
+        for (index, row) in (0..).zip(rows) {
+            map.set(index, Row(row), 0)
+                .context("failed to write the table of call sites")?;
+        }
+        Ok(())
+    }
+
+    fn attach_all(&mut self, addresses: &Addresses) -> Result<()> {
+        let btf = Btf::from_sys_fs().ok();
+        let mut index = 0;
+        while index < self.plan.programs.len() {
+            let hook = self.plan.programs[index].clone();
+            match self.attach(&hook, btf.as_ref(), addresses) {
+                Ok(()) => index += 1,
+                Err(error) => self.refused(index, &hook, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a kprobe in place of a refused hook on an op, or notes what is missing.
+    fn refused(&mut self, index: usize, hook: &PlannedHook, error: anyhow::Error) -> Result<()> {
+        if let Some(LoadError::Verifier { .. } | LoadError::Permission { .. }) =
+            error.downcast_ref()
+        {
+            return Err(error);
+        }
+        let is_lock_hook = Kind::from_name(&hook.purpose).is_some();
+        if is_lock_hook && hook.attach != Attach::Kretprobe && essential(&hook.target) {
+            let reason = format!("{error:#}");
+            return Err(LoadError::Hook {
+                target: hook.target.clone(),
+                reason,
+            }
+            .into());
+        }
+        let stem = hook
+            .program
+            .rsplit_once('_')
+            .map_or("", |(stem, _)| stem)
+            .to_owned();
+        let instead = match hook.attach {
+            Attach::Fentry if !is_lock_hook => Some(Attach::Kprobe),
+            Attach::Fexit if !is_lock_hook => Some(Attach::Kretprobe),
+            _ => None,
+        };
+        log::debug!("{} on {}: {error:#}", hook.attach.name(), hook.target);
+        match instead {
+            Some(attach) => {
+                let planned = &mut self.plan.programs[index];
+                planned.attach = attach;
+                planned.program = program(&stem, attach);
+            }
+            None => {
+                self.plan.programs.remove(index);
+                let reason = format!("the kernel refused the {}: {error:#}", hook.attach.name());
+                self.plan.coverage.missing.push(Missing {
+                    hook: hook.target.clone(),
+                    reason,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &mut self,
+        hook: &PlannedHook,
+        btf: Option<&Btf>,
+        addresses: &Addresses,
+    ) -> Result<()> {
+        let name = &hook.program;
+        let program = self.object.program_mut(name);
+        let program = program.with_context(|| format!("the object has no program `{name}`"))?;
+        let btf = || btf.context("the kernel has no BTF");
+        let result = match program {
+            Program::FEntry(program) => attach_fentry(program, &hook.target, btf()?),
+            Program::FExit(program) => attach_fexit(program, &hook.target, btf()?),
+            Program::KProbe(program) => attach_kprobe(program, &hook.target, addresses),
+            Program::BtfTracePoint(program) => attach_tracepoint(program, &hook.target, btf()?),
+            _ => anyhow::bail!("program `{name}` is of a type that no plan names"),
+        };
+        result.map_err(|error| explain(name, error))?;
+        self.loaded.push(name.clone());
+        Ok(())
+    }
+}
+
+/// Whether a lock kind cannot be measured at all without this function.
+fn essential(symbol: &str) -> bool {
+    ["_raw_spin_lock", "contention_begin", "contention_end"].contains(&symbol)
+}
+
+fn attach_fentry(program: &mut FEntry, target: &str, btf: &Btf) -> Result<(), ProgramError> {
+    program.load(target, btf)?;
+    program.attach().map(drop)
+}
+
+fn attach_fexit(program: &mut FExit, target: &str, btf: &Btf) -> Result<(), ProgramError> {
+    program.load(target, btf)?;
+    program.attach().map(drop)
+}
+
+fn attach_tracepoint(
+    program: &mut BtfTracePoint,
+    target: &str,
+    btf: &Btf,
+) -> Result<(), ProgramError> {
+    program.load(target, btf)?;
+    program.attach().map(drop)
+}
+
+fn attach_kprobe(
+    program: &mut KProbe,
+    target: &str,
+    addresses: &Addresses,
+) -> Result<(), ProgramError> {
+    program.load()?;
+    let base = "_stext";
+    match (addresses.by_address.get(target), addresses.bounds.get(base)) {
+        (Some(address), Some(start)) => program.attach(base, address - start),
+        _ => program.attach(target, 0),
+    }
+    .map(drop)
+}
+
+/// Tells a refusal by the verifier from one of the attach point.
+fn explain(name: &str, error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            match io_error.raw_os_error() {
+                Some(libc::EACCES | libc::EINVAL | libc::E2BIG) if !log.trim().is_empty() => {
+                    LoadError::Verifier {
+                        program: name.to_owned(),
+                        log,
+                    }
+                    .into()
+                }
+                _ => anyhow::Error::new(io_error).context(format!("failed to load `{name}`")),
+            }
+        }
+        other => anyhow::Error::new(other).context(format!("failed to attach `{name}`")),
+    }
+}
+
+fn recursion_misses(program: &Program) -> Option<u64> {
+    let fd = program.fd().ok()?.as_fd().as_raw_fd();
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:"))?;
+    line.trim().parse().ok()
+}
+
+fn load_object(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Result<Ebpf> {
+    let constants = Constants::new(plan, facts, addresses);
+    let slots = (facts.cpus_possible.saturating_mul(16))
+        .next_power_of_two()
+        .max(SLOTS);
+    let mask = u64::from(slots - 1);
+    debug_assert!(slots.is_multiple_of(SLOT_WAYS));
+    EbpfLoader::new()
+        // The object carries no types of its own that the kernel would have to be told.
+        .btf(None)
+        .override_global("LOCKS", &constants.locks, true)
+        .override_global("NODES", &constants.nodes, true)
+        .override_global("BLOCKS", &constants.blocks, true)
+        .override_global("TEXT", &constants.text, true)
+        .override_global("ACQUIRE", &addresses.acquire, true)
+        .override_global("FLAGS", &constants.flags, true)
+        .override_global("SLOT_MASK", &mask, true)
+        .override_global("AYA_LOG_LEVEL", &diagnostics::kernel_level(), true)
+        .map_max_entries("TASKS", slots)
+        .load(OBJECT)
+        .context("failed to create the maps")
+}
+
+/// The values that the programs are compiled against.
+#[derive(Default)]
+struct Constants {
+    locks: [u64; address::COUNT],
+    nodes: [u64; node::COUNT],
+    blocks: [u64; block::COUNT],
+    text: [u64; text::COUNT],
+    flags: [u64; flag::COUNT],
+}
+
+impl Constants {
+    fn new(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Self {
+        let mut constants = Self::default();
+        constants.set_locks(plan, addresses);
+        constants.set_nodes(plan, facts, addresses);
+        constants.set_blocks(plan, facts);
+        constants.set_text(addresses);
+        let full = plan.level == Level::Full && plan.hooks != Hooks::Tracepoint;
+        let spinlocks = |held: bool| {
+            plan.locks
+                .iter()
+                .any(|planned| planned.kind == Kind::Spinlock && planned.holds == held)
+        };
+        constants.flags[flag::EVERY_ACQUISITION] = full.into();
+        constants.flags[flag::AT_ENTRY] = (full && plan.hooks == Hooks::Kprobe).into();
+        constants.flags[flag::SPIN_RELEASES] = (full && spinlocks(true)).into();
+        constants
+    }
+
+    fn set_locks(&mut self, plan: &Plan, addresses: &Addresses) {
+        for planned in &plan.locks {
+            let index = match (planned.lock, planned.kind) {
+                (Lock::VmapArea, Kind::Spinlock) => address::SPIN_VMAP_AREA,
+                (Lock::VmapArea, Kind::Rwsem) => address::RWSEM_VMAP_AREA,
+                (Lock::FreeVmapArea, _) => address::SPIN_FREE_VMAP_AREA,
+                (Lock::PurgeVmapArea, _) => address::SPIN_PURGE_VMAP_AREA,
+                (Lock::VmapPurge, _) => address::MUTEX_VMAP_PURGE,
+                (Lock::Kclist, _) => address::RWSEM_KCLIST,
+                _ => continue,
+            };
+            self.locks[index] = addresses.locks.get(&planned.lock).copied().unwrap_or(0);
+        }
+    }
+
+    fn set_nodes(&mut self, plan: &Plan, facts: &Facts, addresses: &Addresses) {
+        let (Some(layout), Some(planned)) = (facts.vmap_node, plan.lock(Lock::NodeBusy)) else {
+            return;
+        };
+        let count = match (planned.found_by, addresses.nodes) {
+            (FoundBy::Node, Some((base, count))) => {
+                self.nodes[node::BASE] = base;
+                count
+            }
+            // One per possible CPU, in one allocation that the page allocator aligns to its size
+            // rounded up to a power of two (`vmap_init_nodes`, 6.9 to 7.3).
+            _ => {
+                let count = u64::from(facts.cpus_possible.clamp(1, 128));
+                self.nodes[node::ALIGN] = (count * layout.size).max(PAGE).next_power_of_two();
+                count
+            }
+        };
+        self.nodes[node::SPAN] = count * layout.size;
+        self.nodes[node::STRIDE] = layout.size;
+        self.nodes[node::BUSY_OFFSET] = layout.busy_lock;
+        self.nodes[node::LAZY_OFFSET] = layout.lazy_lock;
+        self.nodes[node::POOL_OFFSET] = layout.pool_lock;
+    }
+
+    fn set_blocks(&mut self, plan: &Plan, facts: &Facts) {
+        let (Some(layout), Some(planned)) = (facts.vmap_block, plan.lock(Lock::VmapBlock)) else {
+            return;
+        };
+        self.blocks[block::KIND] = match planned.kind {
+            Kind::Mutex => block::MUTEX,
+            _ => block::SPINLOCK,
+        };
+        self.blocks[block::FREE_DISTANCE] = layout.free.wrapping_sub(layout.lock);
+    }
+
+    fn set_text(&mut self, addresses: &Addresses) {
+        let bound = |name: &str| addresses.bounds.get(name).copied().unwrap_or(0);
+        let takers = || {
+            addresses
+                .sites
+                .iter()
+                .filter(|(site, _)| site.takes_block_lock)
+        };
+        self.text[text::START] = bound("_stext");
+        self.text[text::END] = bound("_etext");
+        self.text[text::IMAGE_START] = bound("_text");
+        self.text[text::IMAGE_END] = bound("_end");
+        self.text[text::BLOCK_TAKERS_START] =
+            takers().map(|(_, range)| range.start).min().unwrap_or(0);
+        self.text[text::BLOCK_TAKERS_END] = takers().map(|(_, range)| range.end).max().unwrap_or(0);
+    }
+}
+
+/// Capabilities by their number (`include/uapi/linux/capability.h`).
+const CAPABILITIES: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_PERFMON", 38), ("CAP_SYSLOG", 34)];
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Names the capability that is missing before anything is tried.
+pub fn check_capabilities() -> Result<(), LoadError> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    match effective_capabilities(&status).and_then(missing_capability) {
+        Some(missing) => Err(LoadError::Permission {
+            missing: missing.to_owned(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// CAP_SYS_ADMIN includes the other two of BPF, as before 5.8; kallsyms asks for CAP_SYSLOG.
+fn missing_capability(effective: u64) -> Option<&'static str> {
+    let has = |number: u32| effective >> number & 1 != 0;
+    let missing = CAPABILITIES
+        .iter()
+        .find(|(name, number)| !has(*number) && (*name == "CAP_SYSLOG" || !has(CAP_SYS_ADMIN)));
+    missing.map(|(name, _)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_capability_is_named() {
+        let caps = |numbers: &[u32]| numbers.iter().fold(0u64, |mask, number| mask | 1 << number);
+        assert_eq!(missing_capability(0), Some("CAP_BPF"));
+        assert_eq!(missing_capability(caps(&[39])), Some("CAP_PERFMON"));
+        assert_eq!(missing_capability(caps(&[39, 38])), Some("CAP_SYSLOG"));
+        assert_eq!(missing_capability(caps(&[21, 34])), None);
+        assert_eq!(
+            missing_capability(effective_capabilities("CapEff:\t000001ffffffffff").unwrap()),
+            None
+        );
+    }
+
+    /// Every program of the tables is in the object, and every program of the object in a table.
+    #[test]
+    fn tables_and_object_name_the_same_programs() {
+        use std::collections::BTreeSet;
+
+        use crate::probes::{self, Part};
+
+        let all = [
+            Attach::Fentry,
+            Attach::Fexit,
+            Attach::Kprobe,
+            Attach::Kretprobe,
+        ];
+        let of_part = |part| match part {
+            Part::Acquire => &[Attach::Fexit, Attach::Kprobe][..],
+            Part::TryAcquire => &[Attach::Fexit, Attach::Kprobe, Attach::Kretprobe],
+            Part::Release => &[Attach::Fentry, Attach::Kprobe],
+            Part::SlowPath => &all,
+        };
+        let named = |stem: &str, attaches: &[Attach]| -> Vec<String> {
+            attaches
+                .iter()
+                .map(|attach| program(stem, *attach))
+                .collect()
+        };
+        let ops = probes::OPS.iter().flat_map(|op| named(op.stem, &all));
+        let scopes = probes::BLOCK_SCOPES
+            .iter()
+            .flat_map(|(_, stem)| named(stem, &all));
+        let locks = probes::LOCK_FUNCTIONS.iter();
+        let locks = locks.flat_map(|function| named(function.stem, of_part(function.part)));
+        let points = probes::TRACEPOINTS.iter();
+        let points = points.flat_map(|(_, stem)| named(stem, &[Attach::Tracepoint]));
+        let sequence = ["seqstart_kp".to_owned(), "seqstop_kr".to_owned()];
+        let tables: BTreeSet<String> = ops
+            .chain(scopes)
+            .chain(locks)
+            .chain(points)
+            .chain(sequence)
+            .collect();
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let object: BTreeSet<String> = object.programs.keys().cloned().collect();
+        assert_eq!(tables, object);
+        // The kernel keeps fifteen bytes of a name.
+        assert!(tables.iter().all(|name| name.len() <= 15));
+    }
+}

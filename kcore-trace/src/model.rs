@@ -1,0 +1,302 @@
+//! What was measured, as plain data: everything to the right of the snapshot.
+//!
+//! Owns the types that the recorder fills and that recording and report read. A [`Measured`] is a
+//! sum over some time, of one interval or of all; adding two of them is [`Measured::add`].
+//!
+//! Invariant: no kernel pointer is in here, only words, numbers and symbol names; and nothing here
+//! needs root, a kernel or a file.
+
+use std::collections::BTreeMap;
+
+use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
+use serde::{Deserialize, Serialize};
+
+use crate::distribution::Distribution;
+use crate::host::Host;
+
+/// What an acquisition is counted under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CellKey {
+    #[serde(with = "crate::words")]
+    pub lock: Lock,
+    #[serde(with = "crate::words")]
+    pub mode: Mode,
+    #[serde(with = "crate::words")]
+    pub intent: Intent,
+    #[serde(with = "crate::words")]
+    pub op: Op,
+}
+
+/// The acquisitions of one cell.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cell {
+    /// Times the lock was taken; zero where only slow paths are hooked.
+    pub acquisitions: u64,
+    /// Acquisitions that entered the slow path and got the lock.
+    pub contended: u64,
+    /// Waits that ended without the lock: killed or interrupted.
+    pub aborted: u64,
+    /// Nanoseconds spent in waits that ended without the lock.
+    pub aborted_wait_ns: u64,
+    /// Trylocks that did not get the lock.
+    pub try_failed: u64,
+    /// Holds that ended.
+    pub releases: u64,
+    /// Waits of contended acquisitions, from the call to ownership.
+    #[serde(skip_serializing_if = "Distribution::is_empty")]
+    pub wait: Distribution,
+    /// Holds that ended, from ownership to the call of the release function.
+    #[serde(skip_serializing_if = "Distribution::is_empty")]
+    pub hold: Distribution,
+}
+
+/// One vmalloc operation, counted when it ends.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OpCell {
+    /// Operations that ended (began, where only a tracepoint counts them).
+    pub count: u64,
+    /// Their duration; empty where only a tracepoint counts them.
+    #[serde(skip_serializing_if = "Distribution::is_empty")]
+    pub latency: Distribution,
+}
+
+/// What was lost, as counts that are exported, never hidden.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Loss {
+    /// Runs of our programs that the kernel skipped because the program was already running on
+    /// that CPU, or for want of a kretprobe instance. An upper bound: the hooks are passed by
+    /// every lock of the kernel, not only by the ones measured.
+    pub recursion_misses: u64,
+    /// Samples whose count and sum were kept but that found no histogram or no task slot free.
+    pub map_full: u64,
+    /// Releases of a lock whose acquisition was not seen after measuring began.
+    pub unmatched_releases: u64,
+    /// Acquisitions whose release was not seen: the same task took the lock again.
+    pub unmatched_acquisitions: u64,
+    /// Acquisitions whose call site could not be told; counted with intent write.
+    pub unknown_sites: u64,
+    /// Ops whose end was not seen: they are not counted. A return probe is skipped when too many
+    /// tasks are in its function, or when it fires inside another.
+    pub unfinished_ops: u64,
+    /// Waits that were going on when measuring ended.
+    pub in_flight_waits: u64,
+    /// Holds that were going on when measuring ended.
+    pub in_flight_holds: u64,
+}
+
+/// Everything counted over some time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Measured {
+    #[serde(with = "crate::words::pairs")]
+    pub cells: BTreeMap<CellKey, Cell>,
+    #[serde(with = "crate::words::op_map")]
+    pub ops: BTreeMap<Op, OpCell>,
+    pub loss: Loss,
+}
+
+impl Measured {
+    /// Adds what was measured later.
+    ///
+    /// Waits and holds in flight are a state, not a sum: the later one stands.
+    pub fn add(&mut self, later: &Self) {
+        let Self { cells, ops, loss } = later;
+        for (key, cell) in cells {
+            self.cells.entry(*key).or_default().add(cell);
+        }
+        for (op, cell) in ops {
+            self.ops.entry(*op).or_default().add(cell);
+        }
+        self.loss.add(loss);
+    }
+}
+
+impl Cell {
+    pub(crate) fn add(&mut self, later: &Self) {
+        let Self {
+            acquisitions,
+            contended,
+            aborted,
+            aborted_wait_ns,
+            try_failed,
+            releases,
+            wait,
+            hold,
+        } = later;
+        self.acquisitions += acquisitions;
+        self.contended += contended;
+        self.aborted += aborted;
+        self.aborted_wait_ns += aborted_wait_ns;
+        self.try_failed += try_failed;
+        self.releases += releases;
+        self.wait.add(wait);
+        self.hold.add(hold);
+    }
+}
+
+impl OpCell {
+    fn add(&mut self, later: &Self) {
+        let Self { count, latency } = later;
+        self.count += count;
+        self.latency.add(latency);
+    }
+}
+
+impl Loss {
+    fn add(&mut self, later: &Self) {
+        let Self {
+            recursion_misses,
+            map_full,
+            unmatched_releases,
+            unmatched_acquisitions,
+            unknown_sites,
+            unfinished_ops,
+            in_flight_waits,
+            in_flight_holds,
+        } = *later;
+        self.recursion_misses += recursion_misses;
+        self.map_full += map_full;
+        self.unmatched_releases += unmatched_releases;
+        self.unmatched_acquisitions += unmatched_acquisitions;
+        self.unknown_sites += unknown_sites;
+        self.unfinished_ops += unfinished_ops;
+        self.in_flight_waits = in_flight_waits;
+        self.in_flight_holds = in_flight_holds;
+    }
+}
+
+/// One record of a recording.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Nanoseconds from the start of measuring to the start of the interval.
+    pub start_ns: u64,
+    /// Nanoseconds from the start of measuring to its end.
+    pub end_ns: u64,
+    /// What was counted in between.
+    pub measured: Measured,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Only slow paths are hooked: an uncontended acquisition passes no hook of ours.
+    Contended,
+    /// Every acquisition: waits, holds, and the latency of every op.
+    #[default]
+    Full,
+}
+
+/// Which waits are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WaitCoverage {
+    /// Every acquisition is seen; the wait of each that entered the slow path is measured.
+    All,
+    /// Only acquisitions that entered the slow path are seen, all of them measured.
+    SlowPath,
+    /// Only what `lock:contention_begin` and `contention_end` show.
+    Tracepoint,
+}
+
+/// Which holds are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldCoverage {
+    All,
+    /// Of some locks; the header says of which not.
+    Partial,
+    None,
+}
+
+/// A hook that could not be had, or a lock or op that is not seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The function, tracepoint, lock or op.
+    pub hook: String,
+    /// Why, as a phrase for a person.
+    pub reason: String,
+}
+
+/// What the numbers of a recording cover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    pub waits: WaitCoverage,
+    pub holds: HoldCoverage,
+    pub missing: Vec<Missing>,
+}
+
+/// The kernel that was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelName {
+    /// `uname -r`.
+    pub release: String,
+    /// `uname -v`: the build.
+    pub version: String,
+    /// `spinlock`, `spinlock-iter`, `rwsem`, `rwsem-iter`, `per-node` or `unknown`.
+    pub era: String,
+}
+
+/// What stands at the head of a recording.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// Version of kcore-trace that wrote it.
+    pub tool_version: String,
+    pub kernel: KernelName,
+    pub host: Host,
+    pub level: Level,
+    /// How the programs are attached: `fentry`, `kprobe`, `tracepoint`.
+    pub hooks: String,
+    pub coverage: Coverage,
+    /// The type of each lock that this kernel has.
+    #[serde(with = "crate::words::kind_map")]
+    pub kinds: BTreeMap<Lock, Kind>,
+    /// Locks whose holds are not seen.
+    #[serde(default, with = "crate::words::list")]
+    pub without_holds: Vec<Lock>,
+    /// The command that was run, or empty when the whole system was watched for a while.
+    pub command: Vec<String>,
+    /// RFC 3339, UTC.
+    pub started_at: String,
+    /// Nanoseconds between two records.
+    pub interval_ns: u64,
+}
+
+/// Why a recording ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// The duration was over.
+    Duration,
+    /// The user ended it.
+    Signal(String),
+    /// The command ended, with this exit code (128 + signal when it was killed).
+    Command { code: i32 },
+    /// Measuring had to stop.
+    Failed(String),
+}
+
+/// What stands at the end of a recording that was ended in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trailer {
+    pub end: End,
+    /// Nanoseconds from the start of measuring to its end.
+    pub duration_ns: u64,
+    /// How long the command ran, where there was one.
+    pub command_ns: Option<u64>,
+    /// The sum of all intervals.
+    pub total: Measured,
+}
+
+impl Level {
+    /// The name as users write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Contended => "contended",
+            Self::Full => "full",
+        }
+    }
+}

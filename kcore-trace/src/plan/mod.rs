@@ -1,0 +1,545 @@
+//! The plan: what will be attached, which way, and what is missing and why.
+//!
+//! In: [`Facts`], a level, and perhaps a way of attaching that the user insists on. Out: a [`Plan`],
+//! plain data. Pure: the same facts give the same plan, on any machine.
+//!
+//! Policy: nothing is all-or-nothing. A lock or an op that can't be seen is listed with its
+//! reason and the rest goes on; only what the user named and can't have is an error.
+
+mod text;
+
+use std::collections::BTreeMap;
+
+use kcore_trace_ebpf::words::{Kind, Lock, Op};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::kernel::{Era, Facts, STATIC_LOCKS};
+use crate::model::{Coverage, HoldCoverage, Level, Missing, WaitCoverage};
+use crate::probes::{self, Attach, LockFunction, Part, program};
+
+/// The ways of attaching, best first.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Hooks {
+    /// Trampolines at entry and exit of functions (fentry, fexit).
+    Fentry,
+    /// Breakpoints or ftrace at function entry and return (kprobe, kretprobe).
+    Kprobe,
+    /// BTF tracepoints only (tp_btf): contended waits, told apart by their stack.
+    Tracepoint,
+}
+
+impl Hooks {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// What the user wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request {
+    pub level: Level,
+    /// The way of attaching that was asked for; the best one otherwise.
+    pub hooks: Option<Hooks>,
+}
+
+/// Why nothing can be measured.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    #[error("--hooks {}: {reason}; leave --hooks out to take what works", .hooks.name())]
+    Refused { hooks: Hooks, reason: String },
+    #[error("nothing can be measured on this kernel: {}", .0.join("; "))]
+    Nothing(Vec<String>),
+    #[error(
+        "this is a PREEMPT_RT kernel: its spinlocks are rt-mutexes, which are not measured; boot a kernel without PREEMPT_RT"
+    )]
+    Realtime,
+    #[error(
+        "/proc/kallsyms shows no addresses; run as root with `sysctl kernel.kptr_restrict=1`, or grant CAP_SYSLOG"
+    )]
+    AddressesHidden,
+}
+
+/// A lock that will be seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedLock {
+    #[serde(with = "crate::words")]
+    pub lock: Lock,
+    #[serde(with = "crate::words")]
+    pub kind: Kind,
+    /// How its address is known.
+    pub found_by: FoundBy,
+    /// Whether its holds are seen.
+    pub holds: bool,
+}
+
+/// How the address of a lock is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FoundBy {
+    /// The symbol of a variable.
+    Symbol,
+    /// Base, stride and offset in the array of nodes.
+    Node,
+    /// The function that takes it, and what stands beside it in memory.
+    CallSite,
+}
+
+/// A program on a hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedHook {
+    pub attach: Attach,
+    /// Function or tracepoint.
+    pub target: String,
+    pub program: String,
+    /// The op or the lock kind that it is for.
+    pub purpose: String,
+}
+
+/// What will be attached, in this order, and what is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub era: Era,
+    pub level: Level,
+    pub hooks: Hooks,
+    pub locks: Vec<PlannedLock>,
+    pub programs: Vec<PlannedHook>,
+    pub coverage: Coverage,
+}
+
+impl Plan {
+    /// Chooses what to attach on a kernel.
+    pub fn choose(facts: &Facts, request: &Request) -> Result<Self, PlanError> {
+        if facts.realtime {
+            return Err(PlanError::Realtime);
+        }
+        if facts.addresses_hidden {
+            return Err(PlanError::AddressesHidden);
+        }
+        let mut missing = Vec::new();
+        let hooks = choose_hooks(facts, request.hooks, &mut missing)?;
+        let mut draft = Draft {
+            facts,
+            hooks,
+            level: request.level,
+            missing,
+            programs: Vec::new(),
+        };
+        let locks = draft.locks();
+        draft.lock_functions(&locks);
+        draft.block_scopes(&locks);
+        draft.ops();
+        draft.tracepoints();
+        let era = facts.era();
+        if era == Era::Unknown {
+            draft.miss("era", "neither vread, vread_iter nor struct vmap_node is known to BTF; what is found by symbol is measured all the same");
+        }
+        if draft.programs.is_empty() || locks.is_empty() {
+            let reasons = draft
+                .missing
+                .iter()
+                .map(|m| format!("{}: {}", m.hook, m.reason));
+            return Err(PlanError::Nothing(reasons.collect()));
+        }
+        Ok(Self {
+            era,
+            level: request.level,
+            hooks,
+            coverage: draft.coverage(&locks),
+            locks,
+            programs: draft.programs,
+        })
+    }
+
+    /// The type of each lock that is seen.
+    pub fn kinds(&self) -> BTreeMap<Lock, Kind> {
+        self.locks
+            .iter()
+            .map(|planned| (planned.lock, planned.kind))
+            .collect()
+    }
+
+    /// The locks whose holds are not seen.
+    pub fn without_holds(&self) -> Vec<Lock> {
+        self.locks
+            .iter()
+            .filter(|planned| !planned.holds)
+            .map(|planned| planned.lock)
+            .collect()
+    }
+
+    /// A planned lock, if it is one.
+    pub fn lock(&self, lock: Lock) -> Option<&PlannedLock> {
+        self.locks.iter().find(|planned| planned.lock == lock)
+    }
+}
+
+/// The best way of attaching that the kernel allows, or the one that was asked for.
+fn choose_hooks(
+    facts: &Facts,
+    wanted: Option<Hooks>,
+    missing: &mut Vec<Missing>,
+) -> Result<Hooks, PlanError> {
+    let mut reasons = Vec::new();
+    for hooks in [Hooks::Fentry, Hooks::Kprobe, Hooks::Tracepoint] {
+        match (refusal(facts, hooks), wanted) {
+            (None, None) => {
+                missing.extend(reasons);
+                return Ok(hooks);
+            }
+            (None, Some(wanted)) if wanted == hooks => return Ok(hooks),
+            (Some(reason), Some(wanted)) if wanted == hooks => {
+                return Err(PlanError::Refused { hooks, reason });
+            }
+            (Some(reason), _) => reasons.push(Missing {
+                hook: hooks.name().into(),
+                reason,
+            }),
+            (None, Some(_)) => {}
+        }
+    }
+    let reasons = reasons
+        .iter()
+        .map(|missing| format!("{}: {}", missing.hook, missing.reason));
+    Err(PlanError::Nothing(reasons.collect()))
+}
+
+/// Why a way of attaching is not to be had, or nothing.
+fn refusal(facts: &Facts, hooks: Hooks) -> Option<String> {
+    const NO_BTF: &str = "this kernel has no BTF (CONFIG_DEBUG_INFO_BTF is off)";
+    match hooks {
+        Hooks::Fentry | Hooks::Tracepoint if !facts.btf => Some(NO_BTF.into()),
+        Hooks::Fentry => facts.refusals.fentry.clone(),
+        Hooks::Kprobe => facts.refusals.kprobe.clone(),
+        Hooks::Tracepoint => facts.refusals.tracepoint.clone(),
+    }
+}
+
+struct Draft<'a> {
+    facts: &'a Facts,
+    hooks: Hooks,
+    level: Level,
+    missing: Vec<Missing>,
+    programs: Vec<PlannedHook>,
+}
+
+impl Draft<'_> {
+    fn miss(&mut self, hook: &str, reason: &str) {
+        self.missing.push(Missing {
+            hook: hook.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn add(&mut self, attach: Attach, target: &str, stem: &str, purpose: &str) {
+        self.programs.push(PlannedHook {
+            attach,
+            target: target.to_owned(),
+            program: program(stem, attach),
+            purpose: purpose.to_owned(),
+        });
+    }
+
+    /// Whether a function can be hooked in the chosen way, or why not.
+    fn hookable(&self, symbol: &str) -> Result<(), String> {
+        let fact = self.facts.function(symbol);
+        match (self.hooks, fact.symbols) {
+            (_, 0) => Err("this kernel has no such function, or it is inlined everywhere".into()),
+            (Hooks::Fentry, 1) if fact.args.is_none() => Err("BTF does not know it".into()),
+            (_, 1) => Ok(()),
+            (_, copies) => Err(format!("{copies} functions have that name")),
+        }
+    }
+
+    /// The locks that this kernel has and whose address can be known.
+    fn locks(&mut self) -> Vec<PlannedLock> {
+        let mut locks = self.static_locks();
+        locks.extend(self.node_locks());
+        locks.extend(self.block_lock());
+        let releases = |kind| match kind {
+            Kind::Spinlock => self.hookable("_raw_spin_unlock").is_ok(),
+            Kind::Rwsem | Kind::Mutex => true,
+        };
+        let seen = self.level == Level::Full && self.hooks != Hooks::Tracepoint;
+        for planned in &mut locks {
+            planned.holds = seen && releases(planned.kind);
+        }
+        locks
+    }
+
+    fn static_locks(&mut self) -> Vec<PlannedLock> {
+        let mut locks = Vec::new();
+        let data_symbols = STATIC_LOCKS
+            .iter()
+            .any(|(_, name)| self.facts.variables.contains(*name));
+        for &(lock, name) in STATIC_LOCKS {
+            // Nodes took the place of these two.
+            let replaced = matches!(lock, Lock::VmapArea | Lock::PurgeVmapArea);
+            if replaced && self.facts.vmap_node.is_some() {
+                continue;
+            }
+            let found_by = match self.facts.variables.contains(name) {
+                true => FoundBy::Symbol,
+                false if data_symbols => continue,
+                false if self.by_place(lock) => FoundBy::CallSite,
+                false => {
+                    self.miss(name, "kallsyms has no variables (CONFIG_KALLSYMS_ALL is off), so its address is not known");
+                    continue;
+                }
+            };
+            if lock == Lock::Kclist && self.facts.kclist_is_percpu() {
+                self.miss(
+                    name,
+                    "it is a percpu-rwsem here, whose read side is inlined into its users",
+                );
+                continue;
+            }
+            locks.push(PlannedLock {
+                lock,
+                kind: self.kind(lock),
+                found_by,
+                holds: false,
+            });
+        }
+        locks
+    }
+
+    /// Whether a static lock can be told without its address: by tracepoint, from the type of the
+    /// lock, the function and the place. With nodes one spinlock and one mutex are static.
+    fn by_place(&self, lock: Lock) -> bool {
+        self.hooks == Hooks::Tracepoint
+            && self.facts.vmap_node.is_some()
+            && matches!(lock, Lock::FreeVmapArea | Lock::VmapPurge)
+    }
+
+    fn kind(&self, lock: Lock) -> Kind {
+        match lock {
+            Lock::VmapPurge => Kind::Mutex,
+            Lock::Kclist => Kind::Rwsem,
+            Lock::VmapArea if matches!(self.facts.era(), Era::Rwsem | Era::RwsemIter) => {
+                Kind::Rwsem
+            }
+            _ => Kind::Spinlock,
+        }
+    }
+
+    fn node_locks(&mut self) -> Vec<PlannedLock> {
+        if self.facts.vmap_node.is_none() {
+            return Vec::new();
+        }
+        let found_by = if self.facts.variables.contains("vmap_nodes") {
+            FoundBy::Node
+        } else if self.hooks == Hooks::Tracepoint && self.facts.cpus_possible > 1 {
+            FoundBy::CallSite
+        } else {
+            self.miss("vmap_node", "kallsyms has no variables (CONFIG_KALLSYMS_ALL is off), so the nodes are not known");
+            return Vec::new();
+        };
+        [Lock::NodeBusy, Lock::NodeLazy, Lock::NodePool]
+            .map(|lock| PlannedLock {
+                lock,
+                kind: Kind::Spinlock,
+                found_by,
+                holds: false,
+            })
+            .into()
+    }
+
+    fn block_lock(&mut self) -> Option<PlannedLock> {
+        let Some(block) = self.facts.vmap_block else {
+            self.miss("vmap_block.lock", "BTF does not know struct vmap_block");
+            return None;
+        };
+        let lock = Lock::VmapBlock;
+        Some(PlannedLock {
+            lock,
+            kind: block.kind,
+            found_by: FoundBy::CallSite,
+            holds: false,
+        })
+    }
+
+    /// Hooks on the lock primitives of the kinds that are needed.
+    fn lock_functions(&mut self, locks: &[PlannedLock]) {
+        if self.hooks == Hooks::Tracepoint {
+            return;
+        }
+        for function in probes::LOCK_FUNCTIONS {
+            let needed = locks.iter().any(|planned| planned.kind == function.kind);
+            if !needed || (self.level == Level::Contended && function.part != Part::SlowPath) {
+                continue;
+            }
+            let args = self.facts.function(function.symbol).args;
+            if let (Some(wanted), Some(args)) = (function.args, args)
+                && wanted != args
+            {
+                continue;
+            }
+            match self.hookable(function.symbol) {
+                Ok(()) => self.lock_function(function),
+                Err(reason) => self.lock_function_missing(function, &reason),
+            }
+        }
+    }
+
+    fn lock_function(&mut self, function: &LockFunction) {
+        for attach in attaches(self.hooks, self.level, function.part) {
+            self.add(
+                *attach,
+                function.symbol,
+                function.stem,
+                function.kind.name(),
+            );
+        }
+    }
+
+    fn lock_function_missing(&mut self, function: &LockFunction, reason: &str) {
+        // A variant that a kernel never had is no gap.
+        if function.essential {
+            self.miss(function.symbol, reason);
+        } else if function.symbol == "_raw_spin_unlock" {
+            self.miss(function.symbol, "it is inlined (CONFIG_UNINLINE_SPIN_UNLOCK is off), so holds of spinlocks are not seen");
+        }
+    }
+
+    fn block_scopes(&mut self, locks: &[PlannedLock]) {
+        let wanted = locks.iter().any(|planned| planned.lock == Lock::VmapBlock);
+        if !wanted || self.level != Level::Full || self.hooks == Hooks::Tracepoint {
+            return;
+        }
+        for (symbols, stem) in probes::BLOCK_SCOPES {
+            self.pair(symbols, stem, Lock::VmapBlock.name());
+        }
+    }
+
+    /// Hooks entry and exit of the first of some functions that exists, by kprobe where fentry
+    /// can't have it (a part that GCC split off has no BTF). False if there is none.
+    fn pair(&mut self, symbols: &[&str], stem: &str, purpose: &str) -> bool {
+        let exists = |symbol: &&&str| self.facts.function(symbol).symbols == 1;
+        let Some(symbol) = symbols.iter().find(exists) else {
+            return false;
+        };
+        let by_probe = [Attach::Kprobe, Attach::Kretprobe];
+        let attaches = match (self.hooks, self.hookable(symbol)) {
+            (Hooks::Fentry, Ok(())) => [Attach::Fexit, Attach::Fentry],
+            (Hooks::Kprobe, Ok(())) => by_probe,
+            (_, Err(_)) if self.facts.refusals.kprobe.is_none() => by_probe,
+            (_, Err(reason)) => {
+                self.miss(symbol, &reason);
+                return true;
+            }
+            (Hooks::Tracepoint, _) => return false,
+        };
+        for attach in attaches {
+            self.add(attach, symbol, stem, purpose);
+        }
+        true
+    }
+
+    fn ops(&mut self) {
+        if self.level != Level::Full || self.hooks == Hooks::Tracepoint {
+            return;
+        }
+        for op in probes::OPS {
+            self.pair(op.symbols, op.stem, op.op.name());
+        }
+        if !self.has_op(Op::Vmallocinfo) {
+            self.sequence();
+        }
+    }
+
+    /// Up to 6.8: entry of `s_start` to return of `s_stop`, by address.
+    fn sequence(&mut self) {
+        let [start, stop] = probes::SEQUENCE;
+        let purpose = Op::Vmallocinfo.name();
+        let known = self.facts.function(start).symbols > 0 && self.facts.function(stop).symbols > 0;
+        match &self.facts.refusals.kprobe {
+            None if known => {
+                self.add(Attach::Kretprobe, stop, "seqstop", purpose);
+                self.add(Attach::Kprobe, start, "seqstart", purpose);
+            }
+            None => {}
+            Some(reason) => {
+                let reason = format!("its functions can only be hooked by kprobe, and {reason}");
+                self.miss(purpose, &reason);
+            }
+        }
+    }
+
+    fn has_op(&self, op: Op) -> bool {
+        self.programs
+            .iter()
+            .any(|planned| planned.purpose == op.name())
+    }
+
+    fn tracepoints(&mut self) {
+        if self.hooks != Hooks::Tracepoint {
+            return;
+        }
+        for &(name, stem) in probes::TRACEPOINTS {
+            if self.facts.tracepoints.contains(name) {
+                self.add(Attach::Tracepoint, name, stem, name);
+            } else {
+                self.miss(name, "this kernel has no such tracepoint");
+            }
+        }
+        self.blind_spots();
+    }
+
+    /// What the contention tracepoints do not show (`kernel/locking/`, 5.19 to 7.3).
+    fn blind_spots(&mut self) {
+        self.miss("uncontended acquisitions", "no tracepoint tells of them");
+        self.miss("holds", "no tracepoint tells of them");
+        self.miss("op latencies", "the vmalloc tracepoints fire once per op");
+        match self.facts.spinlocks.as_str() {
+            "test-and-set" => self.miss("all spinlock waits", "test-and-set spinlocks, as a hypervisor without PV spinlocks gets them, fire no tracepoint"),
+            "pv" => {}
+            _ => self.miss("waits of a first waiter", "a native spinlock's first waiter spins on the pending bit, before the tracepoint; paravirtual spinlocks show all"),
+        }
+        self.miss(
+            "optimistic spinning of rwsems",
+            "the tracepoint comes after it; a waiter that wins by spinning is not seen",
+        );
+    }
+
+    fn coverage(&mut self, locks: &[PlannedLock]) -> Coverage {
+        let held = locks.iter().filter(|planned| planned.holds).count();
+        let waits = match (self.hooks, self.level) {
+            (Hooks::Tracepoint, _) => WaitCoverage::Tracepoint,
+            (_, Level::Contended) => WaitCoverage::SlowPath,
+            (_, Level::Full) => WaitCoverage::All,
+        };
+        let holds = match held {
+            0 => HoldCoverage::None,
+            all if all == locks.len() => HoldCoverage::All,
+            _ => HoldCoverage::Partial,
+        };
+        Coverage {
+            waits,
+            holds,
+            missing: std::mem::take(&mut self.missing),
+        }
+    }
+}
+
+/// How a function of the lock primitives is hooked.
+fn attaches(hooks: Hooks, level: Level, part: Part) -> &'static [Attach] {
+    use Attach::{Fentry, Fexit, Kprobe, Kretprobe};
+    match (hooks, part) {
+        (Hooks::Tracepoint, _) => &[],
+        (Hooks::Fentry, Part::Acquire | Part::TryAcquire) => &[Fexit],
+        (Hooks::Fentry, Part::Release) => &[Fentry],
+        // At level full the exit of the acquire function ends the wait.
+        (Hooks::Fentry, Part::SlowPath) if level == Level::Full => &[Fentry],
+        (Hooks::Fentry, Part::SlowPath) => &[Fexit, Fentry],
+        (Hooks::Kprobe, Part::Acquire | Part::Release) => &[Kprobe],
+        (Hooks::Kprobe, Part::TryAcquire | Part::SlowPath) => &[Kretprobe, Kprobe],
+    }
+}

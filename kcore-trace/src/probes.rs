@@ -1,0 +1,425 @@
+//! The tables of what can be hooked, and of who takes the locks: data, one place each.
+//!
+//! [`OPS`] are the functions of each op, [`LOCK_FUNCTIONS`] those of the lock primitives,
+//! [`BLOCK_SCOPES`] those that may take a `vmap_block.lock`, [`SITES`] all functions of
+//! `mm/vmalloc.c` and `fs/proc/kcore.c` that take a lock or are on the way to it. A function that
+//! a kernel does not have is skipped; that is how one table serves all eras.
+//!
+//! Invariant: each row's programs exist in the object, and each program of the object is in a row.
+
+use kcore_trace_ebpf::words::{Intent, Kind, Op};
+
+/// How a program is attached.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    Fentry,
+    Fexit,
+    Kprobe,
+    Kretprobe,
+    /// A BTF tracepoint (`tp_btf`).
+    Tracepoint,
+}
+
+impl Attach {
+    /// The end of a program's name.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Fentry => "fe",
+            Self::Fexit => "fx",
+            Self::Kprobe => "kp",
+            Self::Kretprobe => "kr",
+            Self::Tracepoint => "btf",
+        }
+    }
+
+    /// The name as users write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Fexit => "fexit",
+            Self::Kprobe => "kprobe",
+            Self::Kretprobe => "kretprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// A function whose call is an op, or part of one.
+pub struct OpFunction {
+    pub op: Op,
+    /// Names it has had; the first that exists is hooked.
+    pub symbols: &'static [&'static str],
+    /// Beginning of the names of its programs.
+    pub stem: &'static str,
+}
+
+const fn op(op: Op, symbols: &'static [&'static str], stem: &'static str) -> OpFunction {
+    OpFunction { op, symbols, stem }
+}
+
+/// The functions of each op. An op inside another counts as the outer one, so that several
+/// functions on one path do no harm.
+pub const OPS: &[OpFunction] = &[
+    op(Op::Alloc, &["alloc_vmap_area"], "alloc"),
+    op(Op::Free, &["vfree"], "vfree"),
+    op(Op::Free, &["vunmap"], "vunmap"),
+    // Up to 6.1 the deferred frees of interrupts come here without passing vfree.
+    op(Op::Free, &["__vunmap"], "uvunmap"),
+    op(Op::Free, &["remove_vm_area"], "remove"),
+    op(Op::Find, &["find_vm_area"], "findvm"),
+    op(Op::Find, &["find_vmap_area"], "findva"),
+    op(Op::Vread, &["vread_iter", "vread"], "vread"),
+    op(Op::Vmallocinfo, &["vmalloc_info_show"], "info"),
+    op(Op::Purge, &["__purge_vmap_area_lazy"], "purge"),
+    op(Op::Purge, &["drain_vmap_area_work"], "drain"),
+    op(Op::Purge, &["purge_vmap_node"], "pnode"),
+    op(Op::MapRam, &["vm_map_ram"], "mapram"),
+    op(Op::UnmapRam, &["vm_unmap_ram"], "unmapram"),
+    op(Op::UnmapAliases, &["vm_unmap_aliases"], "aliases"),
+    op(Op::Pcpu, &["pcpu_get_vm_areas"], "pcpuget"),
+    op(Op::Pcpu, &["pcpu_free_vm_areas"], "pcpufree"),
+];
+
+/// Up to 6.8 a read of /proc/vmallocinfo lasts from the call of the first to the return of the
+/// second. Both names exist several times in a kernel, so they are hooked by address.
+pub const SEQUENCE: [&str; 2] = ["s_start", "s_stop"];
+
+/// Functions that may take a `vmap_block.lock`: alternatives, and the beginning of the names of
+/// their programs.
+pub const BLOCK_SCOPES: &[(&[&str], &str)] = &[
+    (&["vm_map_ram"], "bs0"),
+    (&["vm_unmap_ram"], "bs1"),
+    (&["_vm_unmap_aliases", "_vm_unmap_aliases.part.0"], "bs2"),
+    (
+        &[
+            "reclaim_and_purge_vmap_areas",
+            "purge_fragmented_blocks_allcpus",
+        ],
+        "bs3",
+    ),
+    (&["vread_iter"], "bs4"),
+];
+
+/// What a function of the lock primitives does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Takes the lock and returns with it.
+    Acquire,
+    /// Takes the lock, or returns without it.
+    TryAcquire,
+    Release,
+    /// Is called only when the lock is taken.
+    SlowPath,
+}
+
+/// A function of the lock primitives (`kernel/locking/`).
+pub struct LockFunction {
+    pub kind: Kind,
+    pub part: Part,
+    pub symbol: &'static str,
+    pub stem: &'static str,
+    /// Whether measuring makes no sense without it.
+    pub essential: bool,
+    /// How many arguments it must have, where that changed: its result stands behind them.
+    pub args: Option<usize>,
+}
+
+impl LockFunction {
+    const fn with_args(mut self, args: usize) -> Self {
+        self.args = Some(args);
+        self
+    }
+}
+
+const fn lock(
+    kind: Kind,
+    part: Part,
+    symbol: &'static str,
+    stem: &'static str,
+    essential: bool,
+) -> LockFunction {
+    LockFunction {
+        kind,
+        part,
+        symbol,
+        stem,
+        essential,
+        args: None,
+    }
+}
+
+/// The lock primitives, of every kind. Releases come first: what is attached earlier must not see
+/// half of a pair, and a release without its acquisition is easily told.
+pub const LOCK_FUNCTIONS: &[LockFunction] = &[
+    lock(
+        Kind::Spinlock,
+        Part::Release,
+        "_raw_spin_unlock",
+        "spinunlock",
+        false,
+    ),
+    lock(Kind::Rwsem, Part::Release, "up_read", "uread", false),
+    lock(Kind::Rwsem, Part::Release, "up_write", "uwrite", false),
+    lock(
+        Kind::Rwsem,
+        Part::Release,
+        "downgrade_write",
+        "downgrade",
+        false,
+    ),
+    lock(Kind::Mutex, Part::Release, "mutex_unlock", "unmutex", false),
+    lock(
+        Kind::Spinlock,
+        Part::Acquire,
+        "_raw_spin_lock",
+        "spinlock",
+        true,
+    ),
+    lock(
+        Kind::Spinlock,
+        Part::TryAcquire,
+        "_raw_spin_trylock",
+        "spintry",
+        false,
+    ),
+    lock(Kind::Rwsem, Part::Acquire, "down_read", "dread", true),
+    lock(
+        Kind::Rwsem,
+        Part::TryAcquire,
+        "down_read_interruptible",
+        "dreadint",
+        false,
+    ),
+    lock(
+        Kind::Rwsem,
+        Part::TryAcquire,
+        "down_read_killable",
+        "dreadkill",
+        false,
+    ),
+    lock(
+        Kind::Rwsem,
+        Part::TryAcquire,
+        "down_read_trylock",
+        "dreadtry",
+        false,
+    ),
+    lock(Kind::Rwsem, Part::Acquire, "down_write", "dwrite", true),
+    lock(
+        Kind::Rwsem,
+        Part::TryAcquire,
+        "down_write_killable",
+        "dwritekill",
+        false,
+    ),
+    lock(
+        Kind::Rwsem,
+        Part::TryAcquire,
+        "down_write_trylock",
+        "dwritetry",
+        false,
+    ),
+    lock(Kind::Mutex, Part::Acquire, "mutex_lock", "mutex", true),
+    lock(
+        Kind::Mutex,
+        Part::TryAcquire,
+        "mutex_lock_interruptible",
+        "mutexint",
+        false,
+    ),
+    lock(
+        Kind::Mutex,
+        Part::TryAcquire,
+        "mutex_lock_killable",
+        "mutexkill",
+        false,
+    ),
+    lock(
+        Kind::Mutex,
+        Part::TryAcquire,
+        "mutex_trylock",
+        "mutextry",
+        false,
+    ),
+    lock(
+        Kind::Spinlock,
+        Part::SlowPath,
+        "native_queued_spin_lock_slowpath",
+        "spinslow",
+        true,
+    ),
+    lock(
+        Kind::Spinlock,
+        Part::SlowPath,
+        "__pv_queued_spin_lock_slowpath",
+        "spinslowpv",
+        false,
+    ),
+    // Up to 5.10 it has no count.
+    lock(
+        Kind::Rwsem,
+        Part::SlowPath,
+        "rwsem_down_read_slowpath",
+        "readslow2",
+        true,
+    )
+    .with_args(2),
+    lock(
+        Kind::Rwsem,
+        Part::SlowPath,
+        "rwsem_down_read_slowpath",
+        "readslow",
+        true,
+    )
+    .with_args(3),
+    lock(
+        Kind::Rwsem,
+        Part::SlowPath,
+        "rwsem_down_write_slowpath",
+        "writeslow",
+        true,
+    ),
+    lock(
+        Kind::Mutex,
+        Part::SlowPath,
+        "__mutex_lock_slowpath",
+        "mutexslow",
+        true,
+    ),
+    lock(
+        Kind::Mutex,
+        Part::SlowPath,
+        "__mutex_lock_killable_slowpath",
+        "mutexslowk",
+        false,
+    ),
+    lock(
+        Kind::Mutex,
+        Part::SlowPath,
+        "__mutex_lock_interruptible_slowpath",
+        "mutexslowi",
+        false,
+    ),
+];
+
+/// BTF tracepoints, and the beginning of the name of the program on each.
+pub const TRACEPOINTS: &[(&str, &str)] = &[
+    ("contention_end", "end"),
+    ("contention_begin", "begin"),
+    ("alloc_vmap_area", "alloc"),
+    ("free_vmap_area_noflush", "free"),
+    ("purge_vmap_area_lazy", "purge"),
+];
+
+/// A function that takes a lock, or is on the way to it.
+#[derive(Debug)]
+pub struct Site {
+    pub symbol: &'static str,
+    /// The op that it belongs to, where none is known to be going on.
+    pub op: Op,
+    /// What an acquisition of the index lock in it would be under an rwsem: a look-up reads.
+    pub intent: Intent,
+    /// Whether it takes a `vmap_block.lock`, always exclusively.
+    pub takes_block_lock: bool,
+}
+
+const fn site(symbol: &'static str, op: Op, intent: Intent) -> Site {
+    Site {
+        symbol,
+        op,
+        intent,
+        takes_block_lock: false,
+    }
+}
+
+const fn block_site(symbol: &'static str, op: Op, intent: Intent) -> Site {
+    Site {
+        symbol,
+        op,
+        intent,
+        takes_block_lock: true,
+    }
+}
+
+use Intent::{Read, Write};
+
+/// `mm/vmalloc.c` and `fs/proc/kcore.c` of 5.10 to 7.3. What the compiler inlines into another
+/// function (on Debian: `setup_vmalloc_vm`, `vb_alloc`, `vb_free`, `find_vmap_area` into
+/// `vm_unmap_ram`, …) is found under that one, whose row says what it then does.
+pub const SITES: &[Site] = &[
+    site("alloc_vmap_area", Op::Alloc, Write),
+    site("setup_vmalloc_vm", Op::Alloc, Write),
+    site("__get_vm_area_node", Op::Alloc, Write),
+    site("free_vmap_area", Op::Alloc, Write),
+    site("free_vmap_area_noflush", Op::Free, Write),
+    site("free_unmap_vmap_area", Op::Free, Write),
+    site("find_unlink_vmap_area", Op::Free, Write),
+    site("remove_vm_area", Op::Free, Write),
+    site("__remove_vm_area", Op::Free, Write),
+    // Looks the area up before it is removed.
+    site("__vunmap", Op::Free, Read),
+    site("__vfree", Op::Free, Read),
+    site("vfree", Op::Free, Write),
+    site("vunmap", Op::Free, Write),
+    site("free_work", Op::Free, Write),
+    site("delayed_vfree_work", Op::Free, Write),
+    site("free_vm_area", Op::Free, Write),
+    site("find_vmap_area", Op::Find, Read),
+    site("find_vm_area", Op::Find, Read),
+    site("remap_vmalloc_range_partial", Op::Find, Read),
+    site("vmalloc_dump_obj", Op::Find, Read),
+    site("vread", Op::Vread, Read),
+    block_site("vread_iter", Op::Vread, Read),
+    block_site("vmap_ram_vread_iter", Op::Vread, Read),
+    site("find_vmap_area_exceed_addr", Op::Vread, Read),
+    site("find_vmap_area_exceed_addr_lock", Op::Vread, Read),
+    site("read_kcore", Op::Vread, Read),
+    site("read_kcore_iter", Op::Vread, Read),
+    site("s_start", Op::Vmallocinfo, Read),
+    site("s_next", Op::Vmallocinfo, Read),
+    site("s_show", Op::Vmallocinfo, Read),
+    site("s_stop", Op::Vmallocinfo, Read),
+    site("vmalloc_info_show", Op::Vmallocinfo, Read),
+    site("show_purge_info", Op::Vmallocinfo, Read),
+    site("__purge_vmap_area_lazy", Op::Purge, Write),
+    site("try_purge_vmap_area_lazy", Op::Purge, Write),
+    site("purge_vmap_area_lazy", Op::Purge, Write),
+    block_site("reclaim_and_purge_vmap_areas", Op::Purge, Write),
+    site("drain_vmap_area_work", Op::Purge, Write),
+    site("purge_vmap_node", Op::Purge, Write),
+    site("decay_va_pool_node", Op::Purge, Write),
+    site("reclaim_list_global", Op::Purge, Write),
+    site("vmap_node_shrink_scan", Op::Purge, Write),
+    block_site("purge_fragmented_block", Op::Purge, Write),
+    block_site("purge_fragmented_blocks", Op::Purge, Write),
+    block_site("purge_fragmented_blocks_allcpus", Op::Purge, Write),
+    // Takes the free tree's lock again after a break in purging.
+    site("__cond_resched_lock", Op::Purge, Write),
+    site("free_vmap_block", Op::UnmapRam, Write),
+    block_site("new_vmap_block", Op::MapRam, Write),
+    block_site("vb_alloc", Op::MapRam, Write),
+    block_site("vm_map_ram", Op::MapRam, Write),
+    block_site("vb_free", Op::UnmapRam, Write),
+    // Its own acquisition of the index lock is an inlined look-up.
+    block_site("vm_unmap_ram", Op::UnmapRam, Read),
+    block_site("_vm_unmap_aliases", Op::UnmapAliases, Write),
+    block_site("vm_unmap_aliases", Op::UnmapAliases, Write),
+    site("pcpu_get_vm_areas", Op::Pcpu, Write),
+    site("pcpu_free_vm_areas", Op::Pcpu, Write),
+    site("vrealloc_node_align_noprof", Op::Other, Write),
+    site("vrealloc_noprof", Op::Other, Write),
+    site("kclist_add", Op::Other, Write),
+    site("kcore_update_ram", Op::Other, Write),
+    site("open_kcore", Op::Other, Read),
+];
+
+/// Tracepoints whose presence is a fact for people only.
+pub const RELEASE_TRACEPOINT: &str = "contended_release";
+
+/// The name of the program with that beginning and attach type.
+pub fn program(stem: &str, attach: Attach) -> String {
+    format!("{stem}_{}", attach.suffix())
+}

@@ -1,0 +1,136 @@
+//! The command that is measured: found before anything is attached, started when all is.
+//!
+//! In: words. Out: a [`Child`] that is waited for, gets the signals that we get, and is told to
+//! stop when measuring ends before it does. Invariant: a command that cannot be started is an
+//! error before a recording is written.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::process;
+
+use super::Caught;
+use crate::model::End;
+
+/// A command that exists.
+pub(super) struct Command {
+    program: PathBuf,
+    words: Vec<OsString>,
+}
+
+impl Command {
+    /// Looks the program up as a shell does; nothing for no words.
+    pub(super) fn find(words: &[OsString]) -> Result<Option<Self>> {
+        let Some(name) = words.first() else {
+            return Ok(None);
+        };
+        let path = Path::new(name);
+        let found = if path.components().count() > 1 {
+            Some(path.to_owned()).filter(|path| is_executable(path))
+        } else {
+            let folders = env::var_os("PATH").unwrap_or_default();
+            env::split_paths(&folders)
+                .map(|folder| folder.join(name))
+                .find(|path| is_executable(path))
+        };
+        match found {
+            Some(program) => Ok(Some(Self {
+                program,
+                words: words.to_vec(),
+            })),
+            None => bail!(
+                "command `{}` was not found, or is not executable",
+                path.display()
+            ),
+        }
+    }
+
+    pub(super) fn spawn(self) -> Result<Child> {
+        let mut command = process::Command::new(&self.program);
+        command.arg0(&self.words[0]).args(&self.words[1..]);
+        let child = command
+            .spawn()
+            .with_context(|| format!("failed to start command `{}`", self.program.display()))?;
+        Ok(Child {
+            child,
+            started: Instant::now(),
+            ended: None,
+        })
+    }
+}
+
+/// Whether we, and the command with us, get the signals of a terminal's keys.
+fn is_in_foreground() -> bool {
+    let Ok(terminal) = File::open("/dev/tty") else {
+        return false;
+    };
+    // SAFETY: the descriptor is open, and neither call takes a pointer.
+    unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) == libc::getpgrp() }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}
+
+/// The command while it runs.
+pub(super) struct Child {
+    child: process::Child,
+    started: Instant,
+    ended: Option<Instant>,
+}
+
+impl Child {
+    /// Passes a signal on, unless it is one that a terminal sends to the command as well.
+    pub(super) fn signal(&self, signal: Caught) {
+        if signal.number == libc::SIGINT && is_in_foreground() {
+            return;
+        }
+        if let Some(pid) = self.child.id() {
+            // SAFETY: the child has not been waited for, so that the id is still its own.
+            unsafe { libc::kill(pid as i32, signal.number) };
+        }
+    }
+
+    /// How long it ran, in nanoseconds; nothing while it runs.
+    pub(super) fn ran_ns(&self) -> Option<u64> {
+        Some((self.ended? - self.started).as_nanos() as u64)
+    }
+
+    /// Ends a command that outlives what was asked for; one whose measuring failed may go on.
+    pub(super) async fn stop(mut self, end: &End) {
+        if matches!(end, End::Duration) {
+            self.signal(Caught {
+                number: libc::SIGTERM,
+                name: "SIGTERM",
+            });
+        }
+        if self.ended.is_none() {
+            // How it ended has no bearing on what was measured.
+            let _ = self.child.wait().await;
+        }
+    }
+}
+
+/// Resolves with the exit code when the command ends (128 and the signal when it was killed);
+/// never when there is none.
+pub(super) async fn ended(child: &mut Option<Child>) -> Result<i32> {
+    let Some(child) = child else {
+        return std::future::pending().await;
+    };
+    let status = child
+        .child
+        .wait()
+        .await
+        .context("failed to wait for the command")?;
+    child.ended = Some(Instant::now());
+    let by_signal = status.signal().map(|signal| 128 + signal);
+    Ok(status.code().or(by_signal).unwrap_or(-1))
+}

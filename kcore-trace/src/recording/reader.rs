@@ -1,0 +1,364 @@
+//! Reading a recording, whole or cut.
+//!
+//! Out come the header and the totals at once, and the intervals on demand. Invariant: nothing is
+//! handed out whose checksum is wrong, and what could not be read is named with its place.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use super::frame::{self, Frame, Kind, Step, Walk};
+use super::{Checkpoint, MAGIC, PREAMBLE, RecordingError, VERSION};
+use crate::model::{End, Header, Interval, Measured, Trailer};
+
+/// A recording that was opened: what it says in all, and the way to its intervals.
+#[derive(Debug)]
+pub struct Recording {
+    pub header: Header,
+    /// The sum of everything that was recorded.
+    pub total: Measured,
+    /// Nanoseconds from the start of measuring to its end, or to that of the last interval that
+    /// could be read.
+    pub duration_ns: u64,
+    /// How long the command ran, in nanoseconds, where there was one and it ended.
+    pub command_ns: Option<u64>,
+    /// Why it ended; nothing if the end is missing.
+    pub end: Option<End>,
+    /// Where reading had to stop, if the end is missing.
+    pub cut: Option<Cut>,
+    path: PathBuf,
+    file: File,
+    /// Where the first frame after the header begins.
+    body: u64,
+    /// How many bytes the file had when it was opened.
+    size: u64,
+}
+
+/// The place at which a recording without an end stops: it is still being written, or its writer
+/// was killed, or the bytes from here on are damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Cut {
+    /// Where the last whole record ends.
+    pub offset: u64,
+    /// Bytes after it, which are of no use.
+    pub lost_bytes: u64,
+}
+
+impl Recording {
+    /// Opens a recording and reads its totals.
+    ///
+    /// Of a whole recording only the header and the trailer are read, however long it is. A cut one
+    /// is no error: it has [`Recording::cut`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `Empty`, `NotAFile`, `Foreign`, `Newer`, `NoHeader`, `Corrupt`, `Io`.
+    pub fn open(path: &Path) -> Result<Self, RecordingError> {
+        let source = Source::open(path)?;
+        source.check_preamble()?;
+        let (header, body) = source.header()?;
+        let totals = source.totals(body)?;
+        let Source { path, file, size } = source;
+        Ok(Self {
+            header,
+            total: totals.total,
+            duration_ns: totals.duration_ns,
+            command_ns: totals.command_ns,
+            end: totals.end,
+            cut: totals.cut,
+            path,
+            file,
+            body,
+            size,
+        })
+    }
+
+    /// Whether it was ended in order.
+    pub fn is_complete(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// The intervals, in order of time; the first error is the last item.
+    pub fn intervals(&self) -> Intervals<'_> {
+        let end = self.cut.map_or(self.size, |cut| cut.offset);
+        Intervals {
+            path: &self.path,
+            walk: Some(Walk::new(&self.file, self.body, end)),
+        }
+    }
+}
+
+/// The intervals of a recording, read one by one.
+#[derive(Debug)]
+pub struct Intervals<'a> {
+    path: &'a Path,
+    walk: Option<Walk<'a>>,
+}
+
+impl Intervals<'_> {
+    fn read(&mut self) -> Result<Option<Interval>, RecordingError> {
+        let path = self.path;
+        let Some(walk) = &mut self.walk else {
+            return Ok(None);
+        };
+        loop {
+            let offset = walk.offset;
+            match walk
+                .step()
+                .map_err(|error| RecordingError::io(path, offset, error))?
+            {
+                Step::Whole(frame) if frame.is(Kind::Interval) => {
+                    return unpack(path, &frame).map(Some);
+                }
+                Step::Whole(frame) if frame.is(Kind::Trailer) => return Ok(None),
+                Step::Whole(_) => {}
+                Step::End => return Ok(None),
+                Step::Torn | Step::Damaged => {
+                    return Err(RecordingError::corrupt(
+                        path,
+                        offset,
+                        "the checksum is wrong",
+                    ));
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for Intervals<'_> {
+    type Item = Result<Interval, RecordingError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let item = self.read().transpose();
+        if !matches!(item, Some(Ok(_))) {
+            self.walk = None;
+        }
+        item
+    }
+}
+
+/// A file that may be a recording.
+struct Source {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+/// What a recording says in all.
+struct Totals {
+    total: Measured,
+    duration_ns: u64,
+    command_ns: Option<u64>,
+    end: Option<End>,
+    cut: Option<Cut>,
+}
+
+/// What is found on the way through all frames.
+struct Survey {
+    /// The checkpoint frame to begin with, or the first frame.
+    start: u64,
+    trailer: Option<u64>,
+    /// Where the last whole frame ends.
+    end: u64,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self, RecordingError> {
+        let at_start = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => RecordingError::NotFound {
+                path: path.to_owned(),
+            },
+            _ => RecordingError::io(path, 0, error),
+        };
+        // Looked at before it is opened: opening a pipe waits for a writer.
+        let found = std::fs::metadata(path).map_err(at_start)?;
+        if !found.is_file() {
+            return Err(RecordingError::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        let file = File::open(path).map_err(at_start)?;
+        let size = file.metadata().map_err(at_start)?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+        })
+    }
+
+    fn check_preamble(&self) -> Result<(), RecordingError> {
+        let path = self.path.clone();
+        if self.size == 0 {
+            return Err(RecordingError::Empty { path });
+        }
+        let mut start = Vec::new();
+        (&self.file)
+            .take(PREAMBLE)
+            .read_to_end(&mut start)
+            .map_err(|error| RecordingError::io(&self.path, 0, error))?;
+        let magic = &start[..start.len().min(MAGIC.len())];
+        if !MAGIC.starts_with(magic) {
+            return Err(RecordingError::Foreign { path });
+        }
+        let Some(&[low, high]) = start
+            .get(MAGIC.len()..)
+            .and_then(|version| version.first_chunk())
+        else {
+            return Err(self.no_header());
+        };
+        match u16::from_le_bytes([low, high]) {
+            0 => Err(RecordingError::corrupt(
+                &path,
+                MAGIC.len() as u64,
+                "there is no version 0",
+            )),
+            1..=VERSION => Ok(()),
+            found => Err(RecordingError::Newer { path, found }),
+        }
+    }
+
+    fn no_header(&self) -> RecordingError {
+        RecordingError::NoHeader {
+            path: self.path.clone(),
+            offset: self.size,
+        }
+    }
+
+    /// The header, and where the frames after it begin.
+    fn header(&self) -> Result<(Header, u64), RecordingError> {
+        let mut walk = self.walk(PREAMBLE);
+        let header = match self.step(&mut walk)? {
+            Step::Whole(frame) if frame.is(Kind::Header) => unpack(&self.path, &frame)?,
+            Step::End | Step::Torn => return Err(self.no_header()),
+            Step::Whole(_) | Step::Damaged => {
+                return Err(RecordingError::corrupt(
+                    &self.path,
+                    PREAMBLE,
+                    "the header is damaged",
+                ));
+            }
+        };
+        Ok((header, walk.offset))
+    }
+
+    fn totals(&self, body: u64) -> Result<Totals, RecordingError> {
+        if let Some(totals) = self.totals_from_footer(body)? {
+            return Ok(totals);
+        }
+        let survey = self.survey(body)?;
+        match survey.trailer {
+            Some(offset) => Ok(Totals::of(self.trailer(offset)?)),
+            None => self.add_up(&survey),
+        }
+    }
+
+    /// The short way: nothing if there is no footer, or if it or the trailer is damaged.
+    fn totals_from_footer(&self, body: u64) -> Result<Option<Totals>, RecordingError> {
+        let Some(footer) = self
+            .size
+            .checked_sub(frame::FOOTER)
+            .filter(|&at| at >= body)
+        else {
+            return Ok(None);
+        };
+        let mut walk = self.walk(footer);
+        let Step::Whole(frame) = self.step(&mut walk)? else {
+            return Ok(None);
+        };
+        let Some(trailer) =
+            frame::trailer_offset(&frame).filter(|&at| (body..footer).contains(&at))
+        else {
+            return Ok(None);
+        };
+        let mut walk = self.walk(trailer);
+        match self.step(&mut walk)? {
+            Step::Whole(frame) if frame.is(Kind::Trailer) => {
+                unpack(&self.path, &frame).map(|trailer| Some(Totals::of(trailer)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn trailer(&self, offset: u64) -> Result<Trailer, RecordingError> {
+        match self.step(&mut self.walk(offset))? {
+            Step::Whole(frame) => unpack(&self.path, &frame),
+            _ => Err(RecordingError::corrupt(
+                &self.path,
+                offset,
+                "the trailer changes while it is read",
+            )),
+        }
+    }
+
+    fn survey(&self, body: u64) -> Result<Survey, RecordingError> {
+        let mut walk = self.walk(body);
+        let (mut start, mut trailer) = (body, None);
+        while let Step::Whole(frame) = self.step(&mut walk)? {
+            if frame.is(Kind::Checkpoint) {
+                start = frame.offset;
+            } else if frame.is(Kind::Trailer) {
+                trailer = Some(frame.offset);
+            }
+        }
+        Ok(Survey {
+            start,
+            trailer,
+            end: walk.offset,
+        })
+    }
+
+    /// The last checkpoint and the intervals after it.
+    fn add_up(&self, survey: &Survey) -> Result<Totals, RecordingError> {
+        let mut sum = Checkpoint::default();
+        let mut walk = Walk::new(&self.file, survey.start, survey.end);
+        while let Step::Whole(frame) = self.step(&mut walk)? {
+            if frame.is(Kind::Checkpoint) {
+                sum = unpack(&self.path, &frame)?;
+            } else if frame.is(Kind::Interval) {
+                let interval: Interval = unpack(&self.path, &frame)?;
+                sum.end_ns = interval.end_ns;
+                sum.total.add(&interval.measured);
+            }
+        }
+        Ok(Totals {
+            total: sum.total,
+            duration_ns: sum.end_ns,
+            command_ns: None,
+            end: None,
+            cut: Some(Cut {
+                offset: survey.end,
+                lost_bytes: self.size - survey.end,
+            }),
+        })
+    }
+
+    fn walk(&self, offset: u64) -> Walk<'_> {
+        Walk::new(&self.file, offset, self.size)
+    }
+
+    fn step<'a>(&self, walk: &'a mut Walk<'_>) -> Result<Step<'a>, RecordingError> {
+        let offset = walk.offset;
+        walk.step()
+            .map_err(|error| RecordingError::io(&self.path, offset, error))
+    }
+}
+
+impl Totals {
+    fn of(trailer: Trailer) -> Self {
+        Self {
+            total: trailer.total,
+            duration_ns: trailer.duration_ns,
+            command_ns: trailer.command_ns,
+            end: Some(trailer.end),
+            cut: None,
+        }
+    }
+}
+
+/// The value in a frame. Its checksum is right, so what does not fit was written that way.
+fn unpack<T: DeserializeOwned>(path: &Path, frame: &Frame<'_>) -> Result<T, RecordingError> {
+    rmp_serde::from_slice(frame.payload)
+        .map_err(|error| RecordingError::corrupt(path, frame.offset, &error.to_string()))
+}

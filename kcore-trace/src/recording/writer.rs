@@ -1,0 +1,203 @@
+//! Writing a recording while it is measured.
+//!
+//! In come a header, intervals and a trailer; out goes a file that is whole after every call.
+//! Invariant: `end` is where the last whole frame ends, every frame is written there, and a write
+//! that fails is cut off again.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use serde::Serialize;
+
+use super::frame::{self, Kind};
+use super::{Checkpoint, INTERVALS_PER_CHECKPOINT, MAGIC, RecordingError, VERSION};
+use crate::model::{Header, Interval, Measured, Trailer};
+
+/// A recording that grows.
+#[derive(Debug)]
+pub struct RecordingWriter {
+    path: PathBuf,
+    file: File,
+    /// Where the last whole frame ends.
+    end: u64,
+    sum: Checkpoint,
+    frames: Vec<u8>,
+}
+
+impl RecordingWriter {
+    /// Creates a recording that holds its header and no interval yet.
+    ///
+    /// An existing one is replaced only if `force` is set, and only once the new one holds its
+    /// header: until then it stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// `Exists` without `force`; `NotAFile` for a device, a folder, a pipe, or `-`; `Full`; `Io`.
+    pub fn create(path: &Path, force: bool, header: &Header) -> Result<Self, RecordingError> {
+        let target = target(path)?;
+        let staged = if force {
+            beside(&target)
+        } else {
+            target.clone()
+        };
+        if force {
+            // What a killed namesake left behind would be in the way.
+            fs::remove_file(&staged).ok();
+        }
+        let mut writer = Self::begin(&staged, path)?;
+        let placed = writer.write_header(header).and_then(|()| {
+            if force {
+                fs::rename(&staged, &target).map_err(|error| writer.error(error))?;
+            }
+            Ok(())
+        });
+        if let Err(error) = placed {
+            // A leftover is the smaller harm, and `error` is what the user must know.
+            fs::remove_file(&staged).ok();
+            return Err(error);
+        }
+        Ok(writer)
+    }
+
+    fn begin(staged: &Path, path: &Path) -> Result<Self, RecordingError> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(staged)
+            .map_err(|source| create_error(path, source))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            end: 0,
+            sum: Checkpoint::default(),
+            frames: Vec::new(),
+        })
+    }
+
+    fn write_header(&mut self, header: &Header) -> Result<(), RecordingError> {
+        self.frames.extend(MAGIC);
+        self.frames.extend(VERSION.to_le_bytes());
+        self.push(Kind::Header, header)?;
+        self.write()
+    }
+
+    /// Appends an interval, which is in the file when this returns.
+    ///
+    /// # Errors
+    ///
+    /// `Full` or `Io`. The file then holds everything before this interval and stays readable; a
+    /// later call may succeed, and the total does not contain the interval.
+    pub fn append(&mut self, interval: &Interval) -> Result<(), RecordingError> {
+        self.push(Kind::Interval, interval)?;
+        self.write()?;
+        self.sum.intervals += 1;
+        self.sum.end_ns = interval.end_ns;
+        self.sum.total.add(&interval.measured);
+        if self.sum.intervals.is_multiple_of(INTERVALS_PER_CHECKPOINT) {
+            self.write_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    fn write_checkpoint(&mut self) -> Result<(), RecordingError> {
+        let pushed = frame::push(&mut self.frames, Kind::Checkpoint, &self.sum);
+        pushed.map_err(|error| self.error(error))?;
+        self.write()
+    }
+
+    /// The sum of the intervals that are in the file.
+    pub fn total(&self) -> &Measured {
+        &self.sum.total
+    }
+
+    /// Ends the recording: the trailer, and what leads to it.
+    ///
+    /// # Errors
+    ///
+    /// `Full` or `Io`. The file then holds every interval and reads as one that was cut.
+    pub fn finish(mut self, trailer: &Trailer) -> Result<(), RecordingError> {
+        let offset = self.end;
+        self.push(Kind::Trailer, trailer)?;
+        frame::push_footer(&mut self.frames, offset).map_err(|error| self.error(error))?;
+        self.write()?;
+        self.file.sync_data().map_err(|error| self.error(error))
+    }
+
+    /// Removes the recording: nothing was measured after all.
+    pub fn discard(self) {
+        // An empty recording is the smaller harm, next to what the caller has to tell.
+        fs::remove_file(&self.path).ok();
+    }
+
+    fn push<T: Serialize>(&mut self, kind: Kind, value: &T) -> Result<(), RecordingError> {
+        frame::push(&mut self.frames, kind, value).map_err(|error| self.error(error))
+    }
+
+    /// Moves the frames at hand into the file: all of them or none.
+    fn write(&mut self) -> Result<(), RecordingError> {
+        let written = self.file.write_all_at(&self.frames, self.end);
+        let size = self.frames.len() as u64;
+        self.frames.clear();
+        match written {
+            Ok(()) => {
+                self.end += size;
+                Ok(())
+            }
+            Err(error) => {
+                // Should this fail too, a reader finds a torn frame and skips it.
+                self.file.set_len(self.end).ok();
+                Err(self.error(error))
+            }
+        }
+    }
+
+    fn error(&self, source: io::Error) -> RecordingError {
+        match source.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => RecordingError::Full {
+                path: self.path.clone(),
+                offset: self.end,
+            },
+            _ => RecordingError::io(&self.path, self.end, source),
+        }
+    }
+}
+
+fn create_error(path: &Path, source: io::Error) -> RecordingError {
+    match source.kind() {
+        io::ErrorKind::AlreadyExists => RecordingError::Exists {
+            path: path.to_owned(),
+        },
+        _ => RecordingError::io(path, 0, source),
+    }
+}
+
+/// The file that a path leads to: through a symbolic link, so that the link survives a
+/// replacement, and never a device, which a replacement would destroy.
+fn target(path: &Path) -> Result<PathBuf, RecordingError> {
+    let not_a_file = || RecordingError::NotAFile {
+        path: path.to_owned(),
+    };
+    if path == Path::new("-") || path.file_name().is_none() {
+        return Err(not_a_file());
+    }
+    match fs::canonicalize(path) {
+        Ok(found) if found.is_file() => Ok(found),
+        Ok(_) => Err(not_a_file()),
+        Err(_) => Ok(path.to_owned()),
+    }
+}
+
+/// A hidden name in the same folder, from where a rename is atomic.
+fn beside(target: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(format!(".{}.tmp", process::id()));
+    target.with_file_name(name)
+}

@@ -1,0 +1,292 @@
+//! The report for a person.
+//!
+//! Says first what was measured and what is missing from it, then which lock was waited for and
+//! held, by which op, then how long ops took, and draws the waits for the worst lock. Invariant: a
+//! number that is not complete never stands without the line that says so.
+
+use std::fmt::Write as _;
+
+use super::tables::{self, Sides};
+use super::{Dist, LockTotal, Report, bars};
+use crate::distribution::Bucket;
+use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
+use crate::units;
+
+/// Width of the names at the left of the first block.
+const NAME_WIDTH: usize = 10;
+
+pub(super) fn render(report: &Report, columns: Option<u16>) -> String {
+    let mut blocks = vec![head(report)];
+    blocks.extend(locks(report, columns));
+    if !report.ops.is_empty() {
+        let table = tables::ops(&report.ops, report.recording.duration_ns);
+        let timed = report.ops.iter().any(|row| row.latency.is_some());
+        let first = if timed {
+            "the one that took most time"
+        } else {
+            "the most frequent"
+        };
+        blocks.push(format!("Operations, {first} first\n\n{table}"));
+    }
+    blocks.extend(drawing(&report.lock_totals));
+    blocks.join("\n\n") + "\n"
+}
+
+/// What was measured, and what is missing.
+fn head(report: &Report) -> String {
+    let mut lines = vec![
+        ("kernel", kernel(report)),
+        ("host", host(report)),
+        ("command", command(report)),
+        ("measured", measured(report)),
+        ("coverage", coverage(report)),
+        ("lost", losses(report)),
+        ("missing", missing(report)),
+    ];
+    if let Some(cut) = warning(report) {
+        lines.insert(0, ("INCOMPLETE", vec![cut]));
+    }
+    let mut text = String::new();
+    for (name, values) in lines {
+        for (index, value) in values.iter().enumerate() {
+            let name = if index == 0 { name } else { "" };
+            writeln!(text, "{name:NAME_WIDTH$}  {value}").expect("a string takes every write");
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+fn warning(report: &Report) -> Option<String> {
+    let reason = "no end: the recording is still being written, or its writer was killed";
+    report.recording.cut.map(|_| reason.into())
+}
+
+fn kernel(report: &Report) -> Vec<String> {
+    let kernel = &report.recording.kernel;
+    vec![
+        format!("{}, era {}", kernel.release, kernel.era),
+        kernel.version.clone(),
+    ]
+}
+
+fn host(report: &Report) -> Vec<String> {
+    let host = &report.recording.host;
+    let number = |number: Option<u32>, noun| number.map(|n| units::counted(n.into(), noun));
+    let parts = [
+        number(host.cpus_online, "CPU"),
+        number(host.nodes, "node"),
+        Some(host.cpu_model.clone()),
+        Some(format!("virtualisation {}", host.virtualisation)),
+        Some(format!("spinlocks {}", host.spinlocks)),
+    ];
+    vec![parts.into_iter().flatten().collect::<Vec<_>>().join(", ")]
+}
+
+fn command(report: &Report) -> Vec<String> {
+    let origin = &report.recording;
+    if origin.command.is_empty() {
+        return vec!["none: the whole system was watched".into()];
+    }
+    let mut text = origin.command.join(" ");
+    if let Some(End::Command { code }) = origin.end
+        && code != 0
+    {
+        write!(text, ", which exited with {code}").expect("a string takes every write");
+    }
+    if let Some(ns) = origin.command_ns {
+        write!(text, ", {}", units::elapsed(ns)).expect("a string takes every write");
+    }
+    vec![text]
+}
+
+fn measured(report: &Report) -> Vec<String> {
+    let origin = &report.recording;
+    let ended = match &origin.end {
+        Some(End::Signal(name)) => format!(", ended by {name}"),
+        Some(End::Failed(reason)) => format!(", ended by a failure: {reason}"),
+        Some(End::Duration | End::Command { .. }) | None => String::new(),
+    };
+    let level = clap::ValueEnum::to_possible_value(&origin.level).map_or(String::new(), |level| {
+        format!(", level {}", level.get_name())
+    });
+    vec![format!(
+        "{} from {}{level}, hooks {}{ended}",
+        units::elapsed(origin.duration_ns),
+        origin.started_at,
+        origin.hooks
+    )]
+}
+
+fn coverage(report: &Report) -> Vec<String> {
+    let waits = match report.coverage.waits {
+        WaitCoverage::All => "every acquisition, and the wait of each contended one",
+        WaitCoverage::SlowPath => "acquisitions that entered the slow path and their waits",
+        WaitCoverage::Tracepoint => {
+            "waits that lock:contention_begin shows, which misses pending spinlock waiters and \
+             spinning rwsem writers"
+        }
+    };
+    let holds = match report.coverage.holds {
+        HoldCoverage::All => "every hold".into(),
+        HoldCoverage::Partial => {
+            let without = &report.recording.without_holds;
+            let names: Vec<_> = without.iter().map(|lock| lock.name()).collect();
+            format!("every hold but those of {}", names.join(", "))
+        }
+        HoldCoverage::None => "no holds".into(),
+    };
+    vec![waits.into(), holds]
+}
+
+/// One line for each kind of loss, in the words of what it means for the numbers.
+fn losses(report: &Report) -> Vec<String> {
+    let torn = report.recording.cut.filter(|cut| cut.lost_bytes != 0);
+    let torn = torn.map(|cut| {
+        let bytes = units::counted(cut.lost_bytes, "byte");
+        let offset = units::count(cut.offset);
+        format!("{bytes} of the recording, all after byte {offset}, are not whole")
+    });
+    let counted = meanings(&report.loss.loss)
+        .into_iter()
+        .filter(|&(number, ..)| number != 0)
+        .map(|(number, noun, meaning)| format!("{} {meaning}", units::counted(number, noun)));
+    let lines: Vec<_> = torn.into_iter().chain(counted).collect();
+    if lines.is_empty() {
+        vec!["nothing".into()]
+    } else {
+        lines
+    }
+}
+
+/// How many of what was lost, and what that means.
+fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 8] {
+    [
+        (
+            loss.map_full,
+            "sample",
+            "counted and summed, but missing from percentiles",
+        ),
+        (
+            loss.recursion_misses,
+            "run",
+            "of a program skipped by the kernel, for any lock: at most so many are missing here",
+        ),
+        (
+            loss.unmatched_releases,
+            "release",
+            "of a lock whose acquisition was not seen: no hold is counted",
+        ),
+        (
+            loss.unmatched_acquisitions,
+            "acquisition",
+            "whose release was not seen: no hold is counted",
+        ),
+        (
+            loss.unknown_sites,
+            "acquisition",
+            "by an unknown caller, shown as write",
+        ),
+        (
+            loss.unfinished_ops,
+            "operation",
+            "whose end was not seen: not in the table of operations",
+        ),
+        (
+            loss.in_flight_waits,
+            "wait",
+            "still going on at the end: not in the numbers",
+        ),
+        (
+            loss.in_flight_holds,
+            "hold",
+            "still going on at the end: not in the numbers",
+        ),
+    ]
+}
+
+fn missing(report: &Report) -> Vec<String> {
+    let missing = &report.coverage.missing;
+    missing
+        .iter()
+        .map(|missing| format!("{}: {}", missing.hook, missing.reason))
+        .collect()
+}
+
+/// The lock tables: waits beside holds if there is room for both.
+fn locks(report: &Report, columns: Option<u16>) -> Vec<String> {
+    if report.locks.is_empty() {
+        return vec![match report.coverage.waits {
+            WaitCoverage::All => "No vmap lock was taken.".into(),
+            WaitCoverage::SlowPath | WaitCoverage::Tracepoint => NOBODY_WAITED.into(),
+        }];
+    }
+    let both = tables::locks(report, Sides::Both);
+    let room = columns.is_none_or(|columns| tables::width(&both) <= columns.into());
+    let tables = if room {
+        vec![both]
+    } else {
+        vec![
+            tables::locks(report, Sides::Waits),
+            tables::locks(report, Sides::Holds),
+        ]
+    };
+    let waited = report
+        .lock_totals
+        .iter()
+        .any(|total| total.counts.contended != 0);
+    let longest = if waited { "waited for" } else { "held" };
+    let title = format!("Locks, the one {longest} longest first");
+    let calm = (!waited).then(|| NOBODY_WAITED.into());
+    let table = format!("{title}\n\n{}", tables.join("\n\n"));
+    calm.into_iter()
+        .chain([table])
+        .chain(notes(report))
+        .collect()
+}
+
+const NOBODY_WAITED: &str = "Nobody waited: no acquisition of a vmap lock was contended.";
+
+/// What a reader of the lock table must know, only where it applies.
+fn notes(report: &Report) -> Option<String> {
+    let sum = |number: fn(&LockTotal) -> u64| report.lock_totals.iter().map(number).sum::<u64>();
+    let mut notes = Vec::new();
+    if report.locks.iter().any(tables::reads_exclusively) {
+        notes.push("read: takes the lock exclusively, and only looks up".into());
+    }
+    let aborted = sum(|total| total.counts.aborted);
+    if aborted != 0 {
+        let wasted = units::duration(sum(|total| total.counts.aborted_wait_ns));
+        let aborted = units::counted(aborted, "wait");
+        notes.push(format!(
+            "{aborted} of {wasted} in all ended without the lock: killed or interrupted"
+        ));
+    }
+    let failed = sum(|total| total.counts.try_failed);
+    if failed != 0 {
+        notes.push(format!(
+            "{} did not get the lock",
+            units::counted(failed, "trylock")
+        ));
+    }
+    (!notes.is_empty()).then(|| notes.join("\n"))
+}
+
+/// The waits for the lock that was waited for longest, or the holds of the one held longest.
+fn drawing(totals: &[LockTotal]) -> Option<String> {
+    let worst = totals.first()?;
+    if !worst.wait_octaves.is_empty() {
+        return Some(draw("Waits for", worst, &worst.wait, &worst.wait_octaves));
+    }
+    let hold = worst.hold.as_ref()?;
+    (!worst.hold_octaves.is_empty()).then(|| draw("Holds of", worst, hold, &worst.hold_octaves))
+}
+
+fn draw(what: &str, total: &LockTotal, dist: &Dist, octaves: &[Bucket]) -> String {
+    let count = units::count(dist.count);
+    let sum = units::duration(dist.sum_ns);
+    format!(
+        "{what} {}: {count}, {sum} in all\n\n{}",
+        total.lock,
+        bars::draw(octaves)
+    )
+}

@@ -1,0 +1,7 @@
+//! What recordings and reports promise, checked on files and without a kernel to measure.
+
+mod full_disk;
+mod plan;
+mod recording;
+mod report;
+mod sample;

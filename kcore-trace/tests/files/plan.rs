@@ -1,0 +1,175 @@
+//! The plan of each kernel of the lab, from the facts that the lab took down there.
+//!
+//! A new kernel is two files: `plans/NAME.facts.json`, as `kcore-trace plan --save-facts` writes
+//! it, and `golden/plan-NAME.txt`, written by a run with `UPDATE_GOLDEN=1` and then read by a person.
+
+use std::fs;
+use std::path::PathBuf;
+
+use kcore_trace::kernel::{Era, Facts};
+use kcore_trace::model::{HoldCoverage, Level, WaitCoverage};
+use kcore_trace::plan::{Hooks, Plan, PlanError, Request};
+use kcore_trace_ebpf::words::{Kind, Lock};
+
+use crate::report::assert_golden;
+
+const KERNELS: [&str; 5] = ["5.10", "6.1", "6.12", "7.3", "6.18-locked-down"];
+
+fn facts(kernel: &str) -> Facts {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/plans");
+    let text = fs::read_to_string(folder.join(format!("{kernel}.facts.json")));
+    let text = text.expect("the facts are in the repository");
+    serde_json::from_str(&text).expect("they are facts")
+}
+
+fn plan(kernel: &str, level: Level, hooks: Option<Hooks>) -> Result<Plan, PlanError> {
+    Plan::choose(&facts(kernel), &Request { level, hooks })
+}
+
+fn full(kernel: &str) -> Plan {
+    plan(kernel, Level::Full, None).expect("every kernel of the lab can be measured")
+}
+
+#[test]
+fn every_kernel_of_the_lab_has_the_plan_that_was_read() {
+    for kernel in KERNELS {
+        let mut text = Vec::new();
+        full(kernel).write_text(&facts(kernel), &mut text).unwrap();
+        let name = format!("plan-{kernel}.txt");
+        assert_golden(&name, &String::from_utf8(text).unwrap());
+    }
+}
+
+#[test]
+fn the_era_decides_which_locks_there_are() {
+    for (kernel, era) in [
+        ("5.10", Era::Spinlock),
+        ("6.1", Era::Spinlock),
+        ("6.12", Era::PerNode),
+        ("7.3", Era::PerNode),
+    ] {
+        let plan = full(kernel);
+        assert_eq!(plan.era, era);
+        assert_eq!(plan.lock(Lock::VmapArea).is_some(), era == Era::Spinlock);
+        assert_eq!(plan.lock(Lock::NodeBusy).is_some(), era == Era::PerNode);
+        assert_eq!(plan.hooks, Hooks::Fentry);
+    }
+}
+
+#[test]
+fn the_era_of_the_rwsem_series_is_told_by_the_lock_of_a_block() {
+    let mut facts = facts("6.1");
+    let mut block = facts.vmap_block.unwrap();
+    block.kind = Kind::Mutex;
+    facts.vmap_block = Some(block);
+    assert_eq!(facts.era(), Era::Rwsem);
+    let plan = Plan::choose(&facts, &Request::default()).unwrap();
+    assert_eq!(plan.lock(Lock::VmapArea).unwrap().kind, Kind::Rwsem);
+    assert_eq!(plan.lock(Lock::VmapBlock).unwrap().kind, Kind::Mutex);
+    let vread = facts.functions.remove("vread").unwrap();
+    facts.functions.insert("vread_iter".into(), vread);
+    assert_eq!(facts.era(), Era::RwsemIter);
+}
+
+#[test]
+fn spinlock_holds_are_missing_where_the_unlock_is_inlined() {
+    let plan = full("5.10");
+    assert_eq!(plan.coverage.holds, HoldCoverage::Partial);
+    assert!(plan.without_holds().contains(&Lock::VmapArea));
+    assert!(!plan.without_holds().contains(&Lock::VmapPurge));
+    assert!(
+        plan.coverage
+            .missing
+            .iter()
+            .any(|missing| missing.hook == "_raw_spin_unlock")
+    );
+}
+
+#[test]
+fn the_segment_list_of_kcore_is_missing_where_it_is_a_percpu_rwsem() {
+    assert!(full("6.12").lock(Lock::Kclist).is_some());
+    let plan = full("7.3");
+    assert!(plan.lock(Lock::Kclist).is_none());
+    assert!(
+        plan.coverage
+            .missing
+            .iter()
+            .any(|missing| missing.hook == "kclist_lock")
+    );
+}
+
+#[test]
+fn level_contended_hooks_nothing_but_slow_paths() {
+    for kernel in ["5.10", "6.1", "6.12", "7.3"] {
+        for hooks in [Hooks::Fentry, Hooks::Kprobe] {
+            let plan = plan(kernel, Level::Contended, Some(hooks)).unwrap();
+            assert_eq!(plan.coverage.waits, WaitCoverage::SlowPath);
+            assert_eq!(plan.coverage.holds, HoldCoverage::None);
+            assert!(
+                plan.programs
+                    .iter()
+                    .all(|hook| hook.target.contains("slowpath"))
+            );
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_refuses_fentry_and_kprobes_is_watched_by_tracepoint() {
+    let plan = full("6.18-locked-down");
+    assert_eq!(plan.hooks, Hooks::Tracepoint);
+    assert_eq!(plan.coverage.waits, WaitCoverage::Tracepoint);
+    let missing = |hook: &str| {
+        plan.coverage
+            .missing
+            .iter()
+            .any(|missing| missing.hook == hook)
+    };
+    assert!(missing("fentry") && missing("kprobe") && missing("holds"));
+}
+
+#[test]
+fn hooks_that_were_asked_for_and_cannot_be_had_are_an_error() {
+    let refused = plan("6.18-locked-down", Level::Full, Some(Hooks::Fentry));
+    assert!(matches!(
+        refused,
+        Err(PlanError::Refused {
+            hooks: Hooks::Fentry,
+            ..
+        })
+    ));
+    let refused = plan("5.10", Level::Full, Some(Hooks::Tracepoint));
+    assert!(matches!(
+        refused,
+        Err(PlanError::Refused {
+            hooks: Hooks::Tracepoint,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn a_kernel_that_hides_its_addresses_or_is_realtime_is_refused_with_a_remedy() {
+    let mut hidden = facts("6.12");
+    hidden.addresses_hidden = true;
+    let error = Plan::choose(&hidden, &Request::default()).unwrap_err();
+    assert!(error.to_string().contains("kptr_restrict"));
+    let mut realtime = facts("6.12");
+    realtime.realtime = true;
+    let error = Plan::choose(&realtime, &Request::default()).unwrap_err();
+    assert!(error.to_string().contains("PREEMPT_RT"));
+}
+
+#[test]
+fn a_kernel_without_btf_is_watched_by_kprobe() {
+    let mut facts = facts("6.1");
+    facts.btf = false;
+    let plan = Plan::choose(&facts, &Request::default()).unwrap();
+    assert_eq!(plan.hooks, Hooks::Kprobe);
+    assert!(
+        plan.coverage
+            .missing
+            .iter()
+            .any(|missing| missing.reason.contains("BTF"))
+    );
+}

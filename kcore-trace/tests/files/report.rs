@@ -1,0 +1,291 @@
+//! What a report promises: the same text, JSON and CSV for the same recording.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use kcore_trace::model::{End, Header, HoldCoverage, Interval, Trailer};
+use kcore_trace::recording::{Recording, RecordingWriter};
+use kcore_trace::report::{Format, LockRow, Report, render};
+use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op};
+use serde_json::Value;
+
+use crate::sample;
+
+/// Set to anything, it makes the tests write what they would otherwise compare with.
+const UPDATE: &str = "UPDATE_GOLDEN";
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+}
+
+pub(crate) fn assert_golden(name: &str, text: &str) {
+    let path = golden(name);
+    if env::var_os(UPDATE).is_some() {
+        fs::write(&path, text).expect("the folder is writable");
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        text == expected,
+        "{name} differs; if that is meant, set {UPDATE}=1\n--- expected\n{expected}\n--- found\n{text}"
+    );
+}
+
+fn rendered(report: &Report, format: Format, columns: Option<u16>) -> String {
+    let mut bytes = Vec::new();
+    render(report, format, columns, &mut bytes).expect("memory takes every write");
+    String::from_utf8(bytes).expect("a report is text")
+}
+
+fn text(report: &Report) -> String {
+    rendered(report, Format::Text, None)
+}
+
+fn json(report: &Report) -> Value {
+    serde_json::from_str(&rendered(report, Format::Json, None)).expect("the report is JSON")
+}
+
+/// The report of a recording with a header and intervals, whose last bytes are cut off.
+fn report(header: &Header, intervals: &[Interval], cut_bytes: usize) -> Report {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("test.kct");
+    let mut writer = RecordingWriter::create(&path, false, header).expect("the file is new");
+    for interval in intervals {
+        writer.append(interval).expect("there is space");
+    }
+    let trailer = Trailer {
+        end: if header.command.is_empty() {
+            End::Duration
+        } else {
+            End::Command { code: 0 }
+        },
+        duration_ns: intervals.last().map_or(0, |last| last.end_ns) + 3_000_000,
+        command_ns: None,
+        total: writer.total().clone(),
+    };
+    writer.finish(&trailer).expect("there is space");
+    let mut bytes = fs::read(&path).expect("it was just written");
+    bytes.truncate(bytes.len() - cut_bytes);
+    fs::write(&path, bytes).expect("there is space");
+    Report::new(&Recording::open(&path).expect("it has a header"))
+}
+
+fn busy() -> Report {
+    let intervals: Vec<_> = (0..3)
+        .map(|n| sample::interval(n, sample::busy(n)))
+        .collect();
+    report(&sample::header(), &intervals, 0)
+}
+
+fn degraded() -> Report {
+    report(
+        &sample::degraded_header(),
+        &[sample::interval(0, sample::degraded(1))],
+        0,
+    )
+}
+
+fn calm() -> Report {
+    report(
+        &sample::header(),
+        &[sample::interval(0, sample::calm(1))],
+        0,
+    )
+}
+
+fn golden_recording() -> Report {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/v1.kct");
+    Report::new(&Recording::open(&path).expect("the golden recording opens"))
+}
+
+#[test]
+fn the_golden_recording_has_the_same_report_forever() {
+    let report = golden_recording();
+    assert_golden("v1.txt", &text(&report));
+    assert_golden("v1.json", &rendered(&report, Format::Json, None));
+    assert_golden("v1.csv", &rendered(&report, Format::Csv, None));
+}
+
+#[test]
+fn waits_stand_beside_holds_if_the_terminal_is_wide_and_above_them_if_not() {
+    assert_golden("busy-wide.txt", &rendered(&busy(), Format::Text, Some(140)));
+    let narrow = rendered(&busy(), Format::Text, Some(100));
+    assert_golden("busy-narrow.txt", &narrow);
+    let tables = narrow.lines().skip_while(|line| !line.starts_with("Locks"));
+    assert!(tables.clone().all(|line| line.chars().count() <= 100));
+}
+
+#[test]
+fn what_was_not_measured_has_no_column_and_what_was_lost_is_said() {
+    let text = text(&degraded());
+    assert_golden("degraded.txt", &text);
+    assert!(!text.contains("hold\n") && !text.contains("acquired"));
+}
+
+#[test]
+fn what_was_not_measured_is_null_and_never_zero() {
+    let json = json(&degraded());
+    for lock in json["locks"].as_array().unwrap() {
+        assert!(lock["acquisitions"].is_null() && lock["hold"].is_null());
+        assert!(lock["releases"].is_null());
+    }
+    for op in json["ops"].as_array().unwrap() {
+        assert!(op["latency"].is_null() && op["count"].as_u64() > Some(0));
+    }
+    assert_eq!(json["loss"]["in_flight_at_end"], 1);
+}
+
+#[test]
+fn a_lock_whose_holds_are_not_seen_has_none_while_others_have() {
+    let mut header = sample::header();
+    header.coverage.holds = HoldCoverage::Partial;
+    header.without_holds = vec![Lock::Kclist];
+    let report = report(&header, &[sample::interval(0, sample::busy(0))], 0);
+    let json = json(&report);
+    for lock in json["locks"].as_array().unwrap() {
+        assert_eq!(lock["hold"].is_null(), lock["lock"] == "kclist_lock");
+    }
+    assert!(text(&report).contains("every hold but those of kclist_lock"));
+}
+
+#[test]
+fn a_wait_that_did_not_happen_has_a_count_and_a_sum_of_zero_and_nulls() {
+    let json = json(&calm());
+    let wait = &json["locks"][0]["wait"];
+    assert_eq!((&wait["count"], &wait["sum_ns"]), (&0.into(), &0.into()));
+    for number in ["min_ns", "max_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns"] {
+        assert!(wait.as_object().unwrap().contains_key(number) && wait[number].is_null());
+    }
+}
+
+#[test]
+fn a_recording_in_which_nobody_waited_says_so() {
+    let text = text(&calm());
+    assert_golden("calm.txt", &text);
+    assert!(text.contains("Nobody waited"));
+}
+
+#[test]
+fn a_recording_that_is_cut_says_so_first() {
+    let intervals: Vec<_> = (0..2)
+        .map(|n| sample::interval(n, sample::busy(n)))
+        .collect();
+    let cut = text(&report(&sample::header(), &intervals, 3000));
+    assert_golden("cut.txt", &cut);
+    assert!(cut.starts_with("INCOMPLETE"));
+}
+
+#[test]
+fn a_recording_of_nothing_is_a_report_of_nothing() {
+    let text = text(&report(&sample::header(), &[], 0));
+    assert!(text.contains("No vmap lock was taken."), "{text}");
+}
+
+#[test]
+fn a_cell_of_zeros_is_left_out() {
+    let mut measured = sample::busy(0);
+    let before = measured.cells.len();
+    let key = sample::key(Lock::VmapBlock, Mode::Exclusive, Intent::Write, Op::MapRam);
+    measured.cells.insert(key, Default::default());
+    measured.ops.insert(Op::MapRam, Default::default());
+    let report = report(&sample::header(), &[sample::interval(0, measured)], 0);
+    assert_eq!(report.locks.len(), before);
+    assert!(report.ops.iter().all(|row| row.op != Op::MapRam));
+}
+
+#[test]
+fn waits_in_vain_are_told_under_the_table() {
+    let mut measured = sample::busy(0);
+    let cell = measured.cells.values_mut().next().unwrap();
+    (cell.aborted, cell.aborted_wait_ns, cell.try_failed) = (2, 41_000_000, 1);
+    let text = text(&report(
+        &sample::header(),
+        &[sample::interval(0, measured)],
+        0,
+    ));
+    assert!(
+        text.contains("2 waits of 41.0 ms in all ended without the lock"),
+        "{text}"
+    );
+    assert!(text.contains("1 trylock did not get the lock"), "{text}");
+}
+
+#[test]
+fn the_rows_of_a_lock_add_up_to_its_total() {
+    let report = busy();
+    for total in &report.lock_totals {
+        let rows: Vec<_> = report
+            .locks
+            .iter()
+            .filter(|row| row.lock == total.lock)
+            .collect();
+        let sum = |number: fn(&&LockRow) -> u64| rows.iter().map(number).sum::<u64>();
+        assert_eq!(total.counts.contended, sum(|row| row.counts.contended));
+        assert_eq!(total.wait.sum_ns, sum(|row| row.wait.sum_ns));
+        assert_eq!(
+            total
+                .wait_octaves
+                .iter()
+                .map(|octave| octave.count)
+                .sum::<u64>(),
+            total.wait.count
+        );
+    }
+    assert!(
+        report
+            .lock_totals
+            .is_sorted_by_key(|total| std::cmp::Reverse(total.wait.sum_ns))
+    );
+}
+
+#[test]
+fn every_row_of_the_csv_has_every_column() {
+    for report in [busy(), degraded()] {
+        let text = rendered(&report, Format::Csv, None);
+        let mut table = csv::Reader::from_reader(text.as_bytes());
+        let rows: Vec<_> = table
+            .records()
+            .map(|row| row.expect("all rows are equally long"))
+            .collect();
+        assert_eq!(rows.len(), report.locks.len() + report.ops.len());
+    }
+}
+
+/// The fields that the schema promises; more may be added, none may go.
+#[test]
+fn the_json_has_the_promised_schema() {
+    let json = json(&golden_recording());
+    let has = |value: &Value, names: &str| {
+        for name in names.split_whitespace() {
+            assert!(value.get(name).is_some(), "{name} is missing in {value}");
+        }
+    };
+    assert_eq!(json["schema"], 1);
+    has(&json, "schema recording coverage loss ops locks");
+    has(
+        &json["recording"],
+        "tool_version kernel host level command started_at duration_ns",
+    );
+    has(&json["recording"]["kernel"], "release version era");
+    has(&json["coverage"], "waits holds missing");
+    has(
+        &json["loss"],
+        "recursion_misses map_full unmatched_releases in_flight_at_end",
+    );
+    has(&json["ops"][0], "op count latency");
+    has(
+        &json["locks"][0],
+        "lock kind mode intent op acquisitions contended wait hold",
+    );
+    for dist in [
+        &json["locks"][0]["wait"],
+        &json["locks"][0]["hold"],
+        &json["ops"][0]["latency"],
+    ] {
+        has(
+            dist,
+            "count sum_ns min_ns max_ns p50_ns p90_ns p99_ns p999_ns",
+        );
+    }
+}

@@ -1,0 +1,255 @@
+//! Invented measurements, the same at every run, for the tests of recordings and reports.
+
+use std::collections::BTreeMap;
+
+use kcore_trace::distribution::{Distribution, Exact};
+use kcore_trace::host::Host;
+use kcore_trace::model::{
+    Cell, CellKey, Coverage, Header, HoldCoverage, Interval, KernelName, Level, Loss, Measured,
+    Missing, OpCell, WaitCoverage,
+};
+use kcore_trace_ebpf::bucket;
+use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
+
+pub(crate) const SECOND_NS: u64 = 1_000_000_000;
+
+/// Numbers that look random and are not.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn roll(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    /// Durations around a typical one, a few of them much longer.
+    pub(crate) fn durations(&mut self, count: u64, typical_ns: u64) -> Distribution {
+        let mut buckets = vec![0; bucket::COUNT];
+        let mut exact = Exact {
+            min_ns: u64::MAX,
+            ..Exact::default()
+        };
+        for _ in 0..count {
+            let scale = typical_ns << (self.roll() | self.roll()).trailing_ones().min(5);
+            let sample = scale / 2 + self.roll() % scale;
+            buckets[bucket::index(sample) as usize] += 1;
+            exact.count += 1;
+            exact.sum_ns += sample;
+            exact.min_ns = exact.min_ns.min(sample);
+            exact.max_ns = exact.max_ns.max(sample);
+        }
+        Distribution::from_buckets(exact, &buckets)
+    }
+
+    /// A lock that was taken some times, of which some had to wait.
+    pub(crate) fn cell(&mut self, taken: [u64; 2], wait_ns: u64, hold_ns: u64) -> Cell {
+        let [acquisitions, contended] = taken;
+        Cell {
+            acquisitions,
+            contended,
+            releases: acquisitions,
+            wait: self.durations(contended, wait_ns),
+            hold: self.durations(acquisitions, hold_ns),
+            ..Cell::default()
+        }
+    }
+
+    fn op(&mut self, count: u64, typical_ns: u64) -> OpCell {
+        OpCell {
+            count,
+            latency: self.durations(count, typical_ns),
+        }
+    }
+}
+
+pub(crate) fn key(lock: Lock, mode: Mode, intent: Intent, op: Op) -> CellKey {
+    CellKey {
+        lock,
+        mode,
+        intent,
+        op,
+    }
+}
+
+/// The key of a spinlock or a mutex.
+pub(crate) fn exclusive(lock: Lock, intent: Intent, op: Op) -> CellKey {
+    key(lock, Mode::Exclusive, intent, op)
+}
+
+/// A kernel with one spinlock for all, on a machine with eight CPUs.
+pub(crate) fn header() -> Header {
+    Header {
+        tool_version: "0.1.0".into(),
+        kernel: KernelName {
+            release: "6.8.0-45-generic".into(),
+            version: "#45-Ubuntu SMP PREEMPT_DYNAMIC Fri Aug 30 12:02:04 UTC 2024".into(),
+            era: "spinlock-iter".into(),
+        },
+        host: host(),
+        level: Level::Full,
+        hooks: "fentry".into(),
+        coverage: Coverage {
+            waits: WaitCoverage::All,
+            holds: HoldCoverage::All,
+            missing: Vec::new(),
+        },
+        kinds: [
+            (Lock::VmapArea, Kind::Spinlock),
+            (Lock::FreeVmapArea, Kind::Spinlock),
+            (Lock::PurgeVmapArea, Kind::Spinlock),
+            (Lock::VmapPurge, Kind::Mutex),
+            (Lock::VmapBlock, Kind::Spinlock),
+            (Lock::Kclist, Kind::Rwsem),
+        ]
+        .into(),
+        without_holds: Vec::new(),
+        command: ["kcore-trace", "stress", "--maps", "4", "--kcore", "2"]
+            .map(String::from)
+            .to_vec(),
+        started_at: "2026-11-22T22:50:00Z".into(),
+        interval_ns: SECOND_NS,
+    }
+}
+
+fn host() -> Host {
+    Host {
+        cpu_model: "Example CPU @ 3.00GHz".into(),
+        cpus_online: Some(8),
+        cpus_possible: Some(8),
+        nodes: Some(1),
+        memory_bytes: Some(16 << 30),
+        virtualisation: "kvm".into(),
+        clocksource: "kvm-clock".into(),
+        spinlocks: "pv".into(),
+        ..Host::default()
+    }
+}
+
+/// One second of allocating, freeing and reading.
+pub(crate) fn busy(seed: u64) -> Measured {
+    use Intent::{Read, Write};
+    let mut dice = Dice::new(seed);
+    Measured {
+        cells: BTreeMap::from([
+            (
+                exclusive(Lock::VmapArea, Write, Op::Alloc),
+                dice.cell([4100, 610], 900, 240),
+            ),
+            (
+                exclusive(Lock::VmapArea, Read, Op::Free),
+                dice.cell([4080, 402], 1100, 190),
+            ),
+            (
+                exclusive(Lock::VmapArea, Read, Op::Vread),
+                dice.cell([310, 55], 1300, 410_000),
+            ),
+            (
+                exclusive(Lock::FreeVmapArea, Write, Op::Alloc),
+                dice.cell([4100, 77], 350, 310),
+            ),
+            (
+                exclusive(Lock::FreeVmapArea, Write, Op::Purge),
+                dice.cell([9, 4], 500, 41_000),
+            ),
+            (
+                exclusive(Lock::PurgeVmapArea, Write, Op::Free),
+                dice.cell([4080, 12], 150, 70),
+            ),
+            (
+                exclusive(Lock::VmapPurge, Write, Op::Purge),
+                dice.cell([9, 0], 1, 900_000),
+            ),
+            (
+                key(Lock::Kclist, Mode::Shared, Read, Op::Vread),
+                dice.cell([310, 0], 1, 450_000),
+            ),
+        ]),
+        ops: BTreeMap::from([
+            (Op::Alloc, dice.op(4100, 2_900)),
+            (Op::Free, dice.op(4080, 1_700)),
+            (Op::Vread, dice.op(310, 430_000)),
+            (Op::Purge, dice.op(9, 1_100_000)),
+        ]),
+        loss: Loss::default(),
+    }
+}
+
+/// The interval with a number, of a second each.
+pub(crate) fn interval(index: u64, measured: Measured) -> Interval {
+    Interval {
+        start_ns: index * SECOND_NS,
+        end_ns: (index + 1) * SECOND_NS,
+        measured,
+    }
+}
+
+/// The sum of some intervals.
+pub(crate) fn sum(intervals: &[Interval]) -> Measured {
+    let mut total = Measured::default();
+    for interval in intervals {
+        total.add(&interval.measured);
+    }
+    total
+}
+
+/// A kernel where only the tracepoints of lock contention could be had.
+pub(crate) fn degraded_header() -> Header {
+    Header {
+        hooks: "tracepoint".into(),
+        coverage: Coverage {
+            waits: WaitCoverage::Tracepoint,
+            holds: HoldCoverage::None,
+            missing: [
+                (
+                    "_raw_spin_lock",
+                    "the kernel has no BTF and kprobes are off",
+                ),
+                ("vread_iter", "there is no function of that name"),
+            ]
+            .map(|(hook, reason)| Missing {
+                hook: hook.into(),
+                reason: reason.into(),
+            })
+            .to_vec(),
+        },
+        command: Vec::new(),
+        ..header()
+    }
+}
+
+/// What tracepoints show of [`busy`]: waits and counts of ops, some of them lost.
+pub(crate) fn degraded(seed: u64) -> Measured {
+    let mut measured = busy(seed);
+    for cell in measured.cells.values_mut() {
+        (cell.acquisitions, cell.releases) = (0, 0);
+        cell.hold = Distribution::default();
+    }
+    for op in measured.ops.values_mut() {
+        op.latency = Distribution::default();
+    }
+    measured.loss = Loss {
+        recursion_misses: 3,
+        map_full: 17,
+        unknown_sites: 1_204,
+        in_flight_waits: 1,
+        ..Loss::default()
+    };
+    measured
+}
+
+/// One second in which nobody had to wait.
+pub(crate) fn calm(seed: u64) -> Measured {
+    let mut measured = busy(seed);
+    for cell in measured.cells.values_mut() {
+        cell.contended = 0;
+        cell.wait = Distribution::default();
+    }
+    measured
+}

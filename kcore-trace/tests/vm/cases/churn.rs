@@ -1,0 +1,333 @@
+//! What is counted of a load of which every operation is known.
+//!
+//! The expectations are those of `mm/vmalloc.c`. Up to 6.1 a vmalloc and its vfree take
+//! `vmap_area_lock` five times: insert and set-up; look-up, removal and unlinking. From 6.9 on they
+//! take `vmap_node.busy` twice: insert and unlinking. A page of /proc/kcore takes the index lock
+//! once, or every node's twice and the found node's twice more.
+
+use anyhow::{Result, ensure};
+
+use crate::guest::{Guest, Outcome};
+use crate::tool::{self, Report, load};
+
+const FENTRY: &[&str] = &["--hooks", "fentry"];
+/// With diagnostics on, so that what is compiled out otherwise is verified too.
+const KPROBE: &[&str] = &["--hooks", "kprobe", "-v"];
+const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended"];
+const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended"];
+const TRACEPOINT: &[&str] = &["--hooks", "tracepoint"];
+
+/// Other vmallocs while the load runs: thread stacks, file tables, BPF programs, the stress
+/// command's own start.
+const BACKGROUND: u64 = 60;
+
+/// Locks that others take or release while the counters are read, one after the other.
+const WHILE_READING: u64 = 2;
+
+fn at_least(what: &str, count: u64, wanted: u64) -> Result<()> {
+    let most = wanted + BACKGROUND;
+    ensure!(
+        (wanted..=most).contains(&count),
+        "{what}: {count} is not in {wanted}..={most}"
+    );
+    Ok(())
+}
+
+fn equal(what: &str, left: u64, right: u64) -> Result<()> {
+    ensure!(left == right, "{what}: {left} is not {right}");
+    Ok(())
+}
+
+pub(crate) fn fentry_operations(_: &mut Guest) -> Result<Outcome> {
+    operations(&tool::recorded(FENTRY)?)
+}
+
+pub(crate) fn kprobe_operations(_: &mut Guest) -> Result<Outcome> {
+    operations(&tool::recorded(KPROBE)?)
+}
+
+/// What a report says that its ops may lack: hooks of ops run preemptible, and the kernel skips a
+/// program for other tasks while it is preempted; return probes are limited in number. Hooks of
+/// locks are not concerned.
+fn may_lack(report: &Report) -> u64 {
+    // An op whose end was skipped hides those that its task does inside it until that is noticed.
+    2 * (report.loss("unfinished_ops") + report.loss("recursion_misses"))
+}
+
+fn operations(report: &Report) -> Result<Outcome> {
+    let lack = may_lack(report);
+    for (op, wanted) in [("alloc", load::MAPS), ("free", load::MAPS)] {
+        let count = report.op(op);
+        let (least, most) = (wanted.saturating_sub(lack), wanted + BACKGROUND);
+        ensure!(
+            (least..=most).contains(&count),
+            "{op}: {count} is not in {least}..={most}"
+        );
+    }
+    for op in ["vread", "vmallocinfo"] {
+        let count = report.op(op);
+        ensure!(
+            count + lack >= load::OPS,
+            "{op}: {count}, {lack} may be lacking"
+        );
+    }
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_locks(_: &mut Guest) -> Result<Outcome> {
+    locks(&tool::recorded(FENTRY)?)
+}
+
+pub(crate) fn kprobe_locks(_: &mut Guest) -> Result<Outcome> {
+    locks(&tool::recorded(KPROBE)?)
+}
+
+fn locks(report: &Report) -> Result<Outcome> {
+    let taken = |op, intent| report.acquisitions(report.index_lock(), op, intent);
+    if report.era() == "per-node" {
+        at_least("inserts", taken("alloc", "write"), load::MAPS)?;
+        at_least("unlinkings", taken("free", "write"), load::MAPS)?;
+        let pools = report.acquisitions("vmap_node.pool", "alloc", "write");
+        let free = report.acquisitions("free_vmap_area_lock", "alloc", "write");
+        ensure!(
+            pools + free >= load::MAPS,
+            "each area comes from a pool or the free tree: {pools} + {free}"
+        );
+    } else {
+        at_least(
+            "inserts and set-ups",
+            taken("alloc", "write"),
+            2 * load::MAPS,
+        )?;
+        at_least("look-ups of frees", taken("free", "read"), load::MAPS)?;
+        at_least(
+            "removals and unlinkings",
+            taken("free", "write"),
+            2 * load::MAPS,
+        )?;
+        let free = report.acquisitions("free_vmap_area_lock", "alloc", "write");
+        at_least("areas from the free tree", free, load::MAPS)?;
+    }
+    if let Some(lazy) = report.lazy_lock() {
+        at_least(
+            "lazy frees",
+            report.acquisitions(lazy, "free", "write"),
+            load::MAPS,
+        )?;
+    }
+    equal(
+        "acquisitions by unknown callers",
+        report.loss("unknown_sites"),
+        0,
+    )?;
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_holds(_: &mut Guest) -> Result<Outcome> {
+    holds(&tool::recorded(FENTRY)?)
+}
+
+pub(crate) fn kprobe_holds(_: &mut Guest) -> Result<Outcome> {
+    holds(&tool::recorded(KPROBE)?)
+}
+
+/// Acquisitions less releases less what is in flight is nothing, wherever releases are seen.
+fn holds(report: &Report) -> Result<Outcome> {
+    let (mut taken, mut released) = (0, 0);
+    for row in report.rows("locks").filter(|row| !row["hold"].is_null()) {
+        let number = |what: &str| row[what].as_u64().unwrap_or(0);
+        equal(
+            "holds of a row",
+            row["hold"]["count"].as_u64().unwrap_or(0),
+            number("releases"),
+        )?;
+        taken += number("acquisitions");
+        released += number("releases");
+    }
+    ensure!(released > 0, "no hold was seen");
+    let known = released + report.loss("in_flight_holds");
+    ensure!(
+        taken.abs_diff(known) <= WHILE_READING,
+        "{taken} acquisitions, {known} releases and holds in flight"
+    );
+    equal("unmatched releases", report.loss("unmatched_releases"), 0)?;
+    equal(
+        "unmatched acquisitions",
+        report.loss("unmatched_acquisitions"),
+        0,
+    )?;
+    // A combination that the kernel was not expected to have gets its histogram after a second.
+    let without_histogram = report.loss("map_full");
+    ensure!(
+        without_histogram * 100 <= taken,
+        "{without_histogram} samples without a place"
+    );
+    let spinlocks_held = report
+        .locks(report.index_lock())
+        .any(|row| !row["hold"].is_null());
+    let seen = report.0["coverage"]["holds"] == "all";
+    ensure!(
+        seen == spinlocks_held,
+        "coverage says {} of holds",
+        report.0["coverage"]["holds"]
+    );
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_kcore(guest: &mut Guest) -> Result<Outcome> {
+    let report = tool::recorded(FENTRY)?;
+    let pages = report.op("vread");
+    let taken = report.acquisitions(report.index_lock(), "vread", "read");
+    if report.era() != "per-node" {
+        let most = pages + may_lack(&report);
+        ensure!(
+            (pages..=most).contains(&taken),
+            "{taken} acquisitions for {pages} pages"
+        );
+        return Ok(Outcome::Passed);
+    }
+    // One node per possible CPU. A search sweeps all of them and then takes the found one again;
+    // a page needs one search to find its area and one to find nothing more to copy. A page in
+    // which nothing is mapped, as the load meets them while it looks for its own, needs one.
+    let search = guest.cpus() as u64 + 1;
+    equal("acquisitions beyond whole searches", taken % search, 0)?;
+    let searches = taken / search;
+    let looking = pages.saturating_sub(load::OPS);
+    let most = 2 * (pages + may_lack(&report));
+    let least = 2 * load::OPS + looking;
+    ensure!(
+        (least..=most).contains(&searches),
+        "{searches} searches are not in {least}..={most}"
+    );
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_waits(guest: &mut Guest) -> Result<Outcome> {
+    waits(&tool::recorded(FENTRY)?, guest)
+}
+
+pub(crate) fn kprobe_waits(guest: &mut Guest) -> Result<Outcome> {
+    waits(&tool::recorded(KPROBE)?, guest)
+}
+
+/// Several CPUs wait for each other on some lock of the load, under the ops of the load; one CPU
+/// never waits for a spinlock.
+fn waits(report: &Report, guest: &Guest) -> Result<Outcome> {
+    let spinlocks = || report.rows("locks").filter(|row| row["kind"] == "spinlock");
+    let contended: u64 = spinlocks()
+        .filter_map(|row| row["contended"].as_u64())
+        .sum();
+    for row in report.rows("locks") {
+        equal(
+            "waits of a row",
+            row["wait"]["count"].as_u64().unwrap_or(0),
+            row["contended"].as_u64().unwrap_or(0),
+        )?;
+    }
+    if guest.cpus() == 1 {
+        equal("contended acquisitions on one CPU", contended, 0)?;
+        return Ok(Outcome::Passed);
+    }
+    ensure!(contended > 0, "nobody waited");
+    known_ops(report)
+}
+
+fn known_ops(report: &Report) -> Result<Outcome> {
+    const OPS: [&str; 6] = ["alloc", "free", "find", "vread", "vmallocinfo", "purge"];
+    for row in report
+        .rows("locks")
+        .filter(|row| row["contended"].as_u64() > Some(0))
+    {
+        let op = row["op"].as_str().unwrap_or_default();
+        ensure!(OPS.contains(&op), "a wait under op {op}: {row}");
+    }
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn contended_fentry(guest: &mut Guest) -> Result<Outcome> {
+    contended(&tool::recorded(CONTENDED_FENTRY)?, guest)
+}
+
+pub(crate) fn contended_kprobe(guest: &mut Guest) -> Result<Outcome> {
+    contended(&tool::recorded(CONTENDED_KPROBE)?, guest)
+}
+
+fn contended(report: &Report, guest: &Guest) -> Result<Outcome> {
+    ensure!(
+        report.0["coverage"]["waits"] == "slow-path",
+        "{}",
+        report.0["coverage"]
+    );
+    only_waits(report)?;
+    waits(report, guest)
+}
+
+/// What is not measured is null, not zero.
+fn only_waits(report: &Report) -> Result<()> {
+    ensure!(
+        report.0["coverage"]["holds"] == "none",
+        "{}",
+        report.0["coverage"]
+    );
+    for row in report.rows("locks") {
+        ensure!(
+            row["acquisitions"].is_null() && row["hold"].is_null(),
+            "{row}"
+        );
+    }
+    Ok(())
+}
+
+/// The tracepoints' report, or why this kernel has none.
+fn by_tracepoint() -> Result<Result<Report, String>> {
+    match tool::recorded(TRACEPOINT) {
+        Ok(report) => Ok(Ok(report)),
+        Err(error) => {
+            let complaint = error.to_string();
+            ensure!(complaint.contains("lock:contention_begin"), "{complaint}");
+            Ok(Err(complaint))
+        }
+    }
+}
+
+pub(crate) fn tracepoint_waits(guest: &mut Guest) -> Result<Outcome> {
+    match by_tracepoint()? {
+        Ok(report) => waits(&report, guest),
+        Err(complaint) => Ok(Outcome::Skipped(complaint)),
+    }
+}
+
+pub(crate) fn tracepoint_coverage(guest: &mut Guest) -> Result<Outcome> {
+    let refused = guest.kernel_release().starts_with("5.10.");
+    let report = by_tracepoint()?;
+    ensure!(
+        report.is_err() == refused,
+        "5.10 and no other kernel lacks the tracepoints"
+    );
+    let Ok(report) = report else {
+        return Ok(Outcome::Passed);
+    };
+    ensure!(
+        report.0["coverage"]["waits"] == "tracepoint",
+        "{}",
+        report.0["coverage"]
+    );
+    only_waits(&report)?;
+    let missing: Vec<_> = report.0["coverage"]["missing"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .collect();
+    let says = |hook: &str| missing.iter().any(|missing| missing["hook"] == hook);
+    ensure!(
+        says("holds") && says("uncontended acquisitions"),
+        "{missing:?}"
+    );
+    // The vmalloc tracepoints came with 6.2.
+    if guest.kernel_release().starts_with("6.1.") {
+        ensure!(says("alloc_vmap_area"), "{missing:?}");
+    } else {
+        at_least("alloc", report.op("alloc"), load::MAPS)?;
+    }
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,213 @@
+//! How a recording can end, and that what was measured is there.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Output};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::guest::{self, Guest, Outcome};
+use crate::tool;
+
+/// The least there is to attach: emulated kernels take long.
+const QUICK: [&str; 4] = ["--level", "contended", "--hooks", "tracepoint"];
+/// Nothing takes that long, but on a machine that hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn recorder(path: &Path, more: &[&str]) -> Result<Option<Child>> {
+    if !has_tracepoints()? {
+        return Ok(None);
+    }
+    let path = path.to_str().context("not UTF-8")?;
+    let args = [["record", "-o", path].as_slice(), &QUICK, more].concat();
+    tool::start(&args).map(Some)
+}
+
+fn has_tracepoints() -> Result<bool> {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    if let Some(&answer) = ANSWER.get() {
+        return Ok(answer);
+    }
+    let plan = tool::run(&["plan", "--hooks", "tracepoint"])?;
+    Ok(*ANSWER.get_or_init(|| plan.status.success()))
+}
+
+fn no_tracepoints() -> Result<Outcome> {
+    Ok(Outcome::Skipped(
+        "this kernel has no contention tracepoints, which attach quickest".into(),
+    ))
+}
+
+/// Waits until there are some intervals in the file.
+fn until_it_measures(path: &Path) -> Result<()> {
+    let begun = Instant::now();
+    let mut sizes = Vec::new();
+    while begun.elapsed() < PATIENCE {
+        let size = fs::metadata(path).map_or(0, |file| file.len());
+        if size > 0 && !sizes.contains(&size) {
+            sizes.push(size);
+        }
+        if sizes.len() > 3 {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(20));
+    }
+    bail!("`{}` does not grow: {sizes:?}", path.display())
+}
+
+fn signal(child: &Child, number: i32) {
+    // SAFETY: the child has not been waited for, so that the id is still its own.
+    unsafe { libc::kill(child.id() as i32, number) };
+}
+
+fn end(child: Child) -> Result<Output> {
+    Ok(child.wait_with_output()?)
+}
+
+pub(crate) fn killed(_: &mut Guest) -> Result<Outcome> {
+    let path = tool::fresh("killed");
+    let Some(child) = recorder(&path, &["-i", "100ms"])? else {
+        return no_tracepoints();
+    };
+    until_it_measures(&path)?;
+    signal(&child, libc::SIGKILL);
+    let output = end(child)?;
+    ensure!(
+        output.status.signal() == Some(libc::SIGKILL),
+        "{}",
+        output.status
+    );
+    let report = tool::report(&path)?;
+    ensure!(
+        report.0["recording"]["complete"] == false,
+        "{}",
+        report.0["recording"]
+    );
+    ensure!(
+        report.0["recording"]["duration_ns"].as_u64() >= Some(100_000_000),
+        "nothing is left"
+    );
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn interrupted(_: &mut Guest) -> Result<Outcome> {
+    let path = tool::fresh("interrupted");
+    let Some(child) = recorder(&path, &["-i", "100ms"])? else {
+        return no_tracepoints();
+    };
+    until_it_measures(&path)?;
+    signal(&child, libc::SIGINT);
+    let output = end(child)?;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        tool::complaint(&output)
+    );
+    let report = tool::report(&path)?;
+    ensure!(
+        report.0["recording"]["complete"] == true,
+        "{}",
+        report.0["recording"]
+    );
+    Ok(Outcome::Passed)
+}
+
+/// A file system of a few pages, unmounted when it goes.
+struct SmallDisk(&'static std::ffi::CStr);
+
+impl SmallDisk {
+    fn mount() -> Result<Self> {
+        let at = c"/tmp/kcore-trace-small-disk";
+        fs::create_dir_all(at.to_str()?)?;
+        let (none, tmpfs, size) = (c"none".as_ptr(), c"tmpfs".as_ptr(), c"size=32k".as_ptr());
+        // SAFETY: all strings are static.
+        let failed = unsafe { libc::mount(none, at.as_ptr(), tmpfs, 0, size.cast()) } != 0;
+        ensure!(
+            !failed,
+            "failed to mount a small disk: {}",
+            std::io::Error::last_os_error()
+        );
+        Ok(Self(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // SAFETY: the string is static. A disk that stays is the smaller harm.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+pub(crate) fn full_disk(_: &mut Guest) -> Result<Outcome> {
+    let disk = SmallDisk::mount()?;
+    let path = Path::new(disk.0.to_str()?).join("full.kct");
+    let Some(child) = recorder(&path, &["-i", "10ms", "-d", "30s"])? else {
+        return no_tracepoints();
+    };
+    let output = end(child)?;
+    let complaint = tool::complaint(&output);
+    ensure!(
+        output.status.code() == Some(2),
+        "{}: {complaint}",
+        output.status
+    );
+    ensure!(
+        complaint.contains("full") && complaint.contains("full.kct"),
+        "{complaint}"
+    );
+    let report = tool::report(&path)?;
+    ensure!(
+        report.0["recording"]["duration_ns"].as_u64() > Some(0),
+        "nothing is left"
+    );
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn forwarded(_: &mut Guest) -> Result<Outcome> {
+    let path = tool::fresh("forwarded");
+    let load = [
+        "-i",
+        "100ms",
+        "--",
+        tool::EXE,
+        guest::TOOL,
+        "stress",
+        "--threads",
+        "1",
+        "-d",
+        "50s",
+    ];
+    let Some(child) = recorder(&path, &load)? else {
+        return no_tracepoints();
+    };
+    until_it_measures(&path)?;
+    signal(&child, libc::SIGTERM);
+    let begun = Instant::now();
+    let output = end(child)?;
+    ensure!(
+        begun.elapsed() < Duration::from_secs(40),
+        "the command did not get the signal"
+    );
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        tool::complaint(&output)
+    );
+    let report = tool::report(&path)?;
+    ensure!(
+        report.0["recording"]["complete"] == true,
+        "{}",
+        report.0["recording"]
+    );
+    ensure!(
+        report.0["recording"]["command_ns"].as_u64() > Some(0),
+        "no duration of the command"
+    );
+    Ok(Outcome::Passed)
+}

@@ -1,0 +1,6 @@
+//! The cases, by what they are about.
+
+pub(crate) mod churn;
+pub(crate) mod endings;
+pub(crate) mod plan;
+pub(crate) mod refusals;

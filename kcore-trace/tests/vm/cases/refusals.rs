@@ -1,0 +1,74 @@
+//! Bad input: a clear error, exit code 2, and nothing lost.
+
+use std::os::unix::process::CommandExt as _;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::guest::{Guest, Outcome};
+use crate::tool;
+
+pub(crate) fn no_capability(_: &mut Guest) -> Result<Outcome> {
+    const NOBODY: u32 = 65534;
+    let path = tool::fresh("nobody");
+    let args = [
+        "record",
+        "-d",
+        "1s",
+        "-o",
+        path.to_str().context("not UTF-8")?,
+    ];
+    let output = tool::command(&args).uid(NOBODY).gid(NOBODY).output()?;
+    let complaint = tool::complaint(&output);
+    ensure!(
+        output.status.code() == Some(2),
+        "exit {}: {complaint}",
+        output.status
+    );
+    ensure!(
+        complaint.contains("CAP_BPF") && complaint.contains("sudo"),
+        "{complaint}"
+    );
+    ensure!(!path.exists(), "a recording was left behind");
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn no_command(_: &mut Guest) -> Result<Outcome> {
+    let path = tool::fresh("no-command");
+    let output = tool::run(&[
+        "record",
+        "-o",
+        path.to_str().context("not UTF-8")?,
+        "--",
+        "no-such-command",
+    ])?;
+    let complaint = tool::complaint(&output);
+    ensure!(
+        output.status.code() == Some(2),
+        "exit {}: {complaint}",
+        output.status
+    );
+    ensure!(complaint.contains("`no-such-command`"), "{complaint}");
+    ensure!(!path.exists(), "a recording was left behind");
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn no_force(_: &mut Guest) -> Result<Outcome> {
+    let path = tool::fresh("there");
+    std::fs::write(&path, "precious")?;
+    let output = tool::run(&[
+        "record",
+        "-d",
+        "1s",
+        "-o",
+        path.to_str().context("not UTF-8")?,
+    ])?;
+    let complaint = tool::complaint(&output);
+    ensure!(
+        output.status.code() == Some(2),
+        "exit {}: {complaint}",
+        output.status
+    );
+    ensure!(complaint.contains("--force"), "{complaint}");
+    ensure!(std::fs::read(&path)? == b"precious", "the file was changed");
+    Ok(Outcome::Passed)
+}

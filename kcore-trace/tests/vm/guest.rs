@@ -1,0 +1,324 @@
+//! The guest's half of the VM lab: one static binary that is PID 1, the runner
+//! of the cases and the command-line tool.
+//!
+//! In: a list of cases, and on the kernel's command line the configuration and a
+//! filter. Out: on the console one line per case, as `xtask/src/lab/protocol.rs`
+//! reads them, and artefacts on the second serial port. As PID 1 it always ends
+//! by powering off; a case that panics is a failed case and no more. With
+//! `--native` the cases that allow it run on the machine's own kernel instead.
+
+use std::{
+    env,
+    ffi::{CString, OsString},
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::fd::AsRawFd,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    process::ExitCode,
+    sync::Mutex,
+    thread,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The first argument that makes this binary the command-line tool: a case runs
+/// `/proc/self/exe kcore-trace record …`.
+pub(crate) const TOOL: &str = "kcore-trace";
+
+/// The command-line tool; its first argument is its name.
+pub(crate) type Tool = fn(Vec<OsString>) -> ExitCode;
+
+/// The configuration of the machine's own kernel.
+const NATIVE: &str = "native";
+
+/// What a case does.
+pub(crate) type Run = fn(&mut Guest) -> Result<Outcome>;
+
+/// One test of the tool on a live kernel.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) needs: Needs,
+    pub(crate) run: Run,
+}
+
+/// What must be there before a case makes sense.
+pub(crate) struct Needs {
+    /// At least so many CPUs.
+    pub(crate) cpus: usize,
+    /// At most so many: what does not depend on their number is tried with one.
+    pub(crate) most_cpus: usize,
+    /// Whether the case also holds on a kernel that is not the lab's.
+    pub(crate) native: bool,
+}
+
+/// How a case ended, unless it failed.
+pub(crate) enum Outcome {
+    Passed,
+    /// The kernel cannot do it; the reason is shown to the user.
+    Skipped(String),
+}
+
+/// The machine that the cases run on.
+pub(crate) struct Guest {
+    config: String,
+    filter: String,
+    /// The second serial port; the machine's own kernel has none.
+    artefacts: Option<File>,
+}
+
+impl Guest {
+    /// The lab's name for this machine's shape, or `native`.
+    pub(crate) fn config(&self) -> &str {
+        &self.config
+    }
+
+    /// How many CPUs are online.
+    pub(crate) fn cpus(&self) -> usize {
+        thread::available_parallelism().map_or(1, usize::from)
+    }
+
+    /// The kernel's release, as `uname -r` has it.
+    pub(crate) fn kernel_release(&self) -> String {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        release.trim().to_owned()
+    }
+
+    /// Sends a file to the lab, which keeps it if the user wants it.
+    pub(crate) fn artefact(&mut self, name: &str, data: &[u8]) -> Result<()> {
+        let Some(port) = &mut self.artefacts else {
+            return Ok(());
+        };
+        let mut frame = u16::try_from(name.len())?.to_le_bytes().to_vec();
+        frame.extend_from_slice(name.as_bytes());
+        frame.extend_from_slice(&u32::try_from(data.len())?.to_le_bytes());
+        frame.extend_from_slice(data);
+        port.write_all(&frame)
+            .with_context(|| format!("failed to send the artefact {name}"))
+    }
+
+    /// Runs the cases that pass `wanted` and the filter; whether all is well.
+    fn run(&mut self, cases: &[Case], wanted: fn(&Case) -> bool) -> bool {
+        println!(
+            "cases run on {}, configuration {}, {} CPUs",
+            self.kernel_release(),
+            self.config(),
+            self.cpus()
+        );
+        panic::set_hook(Box::new(|panic| {
+            let message = panic
+                .payload_as_str()
+                .unwrap_or("a panic without a message");
+            let place = panic
+                .location()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let (first, rest) = message.split_once('\n').unwrap_or((message, ""));
+            let text = format!("{first} ({place})\n{rest}");
+            *LAST_PANIC.lock().unwrap_or_else(|e| e.into_inner()) = text;
+        }));
+        let mut good = true;
+        let mut count = 0;
+        for case in cases.iter().filter(|case| wanted(case)) {
+            if !case.name.contains(&self.filter) {
+                continue;
+            }
+            count += 1;
+            good &= self.run_one(case);
+        }
+        say(&format!("done {count}"));
+        good
+    }
+
+    fn run_one(&mut self, case: &Case) -> bool {
+        let Case { name, needs, run } = case;
+        if self.cpus() < needs.cpus {
+            say(&format!("case {name} unfit needs {} CPUs", needs.cpus));
+            return true;
+        }
+        if self.config != NATIVE && self.cpus() > needs.most_cpus {
+            say(&format!(
+                "case {name} unfit is tried with {} CPUs",
+                needs.most_cpus
+            ));
+            return true;
+        }
+        println!("running {name}");
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| run(self)));
+        let message = match outcome {
+            Ok(Ok(Outcome::Passed)) => {
+                say(&format!("case {name} ok"));
+                return true;
+            }
+            Ok(Ok(Outcome::Skipped(reason))) => {
+                say(&format!(
+                    "case {name} skipped {}",
+                    reason.replace('\n', " ")
+                ));
+                return true;
+            }
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_panic) => LAST_PANIC.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+        };
+        let mut lines = message.lines();
+        say(&format!(
+            "case {name} FAILED {}",
+            lines.next().unwrap_or("without a message")
+        ));
+        lines.for_each(|line| say(&format!("| {line}")));
+        false
+    }
+}
+
+/// The message and place of the latest panic.
+static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+
+/// Runs the cases, or the tool, or says how to run the cases: whatever the
+/// process number and the arguments ask for.
+pub(crate) fn main(cases: &[Case], tool: Tool) -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    match arguments.get(1).and_then(|argument| argument.to_str()) {
+        Some(TOOL) => tool(arguments[1..].to_vec()),
+        _ if std::process::id() == 1 => as_init(cases),
+        Some("--native") => {
+            let filter = arguments
+                .get(2)
+                .map(|filter| filter.to_string_lossy().into_owned());
+            native(cases, filter.unwrap_or_default())
+        }
+        _ => {
+            println!(
+                "The VM tests boot kernels: `cargo xtask test --vm-only`. \
+                 On this machine's own kernel: `sudo {} --native`.",
+                arguments[0].display()
+            );
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn as_init(cases: &[Case]) -> ExitCode {
+    match start_guest() {
+        Ok(mut guest) => {
+            guest.run(cases, |_| true);
+            guest.artefacts.as_ref().into_iter().for_each(drain);
+        }
+        // Without `done` on the console the lab takes the boot for failed.
+        Err(error) => println!("the guest did not start: {error:#}"),
+    }
+    drain(&io::stdout());
+    // SAFETY: both calls take no pointer; nothing of this system is needed after.
+    unsafe {
+        libc::sync();
+        libc::reboot(libc::RB_POWER_OFF);
+    }
+    ExitCode::FAILURE
+}
+
+fn start_guest() -> Result<Guest> {
+    for (kind, place) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("tracefs", "/sys/kernel/tracing"),
+        ("debugfs", "/sys/kernel/debug"),
+        ("cgroup2", "/sys/fs/cgroup"),
+    ] {
+        mount(kind, place)?;
+    }
+    let words = fs::read_to_string("/proc/cmdline").context("failed to read /proc/cmdline")?;
+    let word = |name: &str| {
+        let value = words
+            .split_ascii_whitespace()
+            .find_map(|word| word.strip_prefix(name));
+        value.unwrap_or_default().to_owned()
+    };
+    Ok(Guest {
+        config: word("kcore_trace.config="),
+        filter: word("kcore_trace.filter="),
+        artefacts: Some(raw_serial("/dev/ttyS1")?),
+    })
+}
+
+fn native(cases: &[Case], filter: String) -> ExitCode {
+    // SAFETY: the call has no arguments and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!(
+            "tracing needs root; `sudo {} --native`",
+            env::args().next().unwrap_or_default()
+        );
+        return ExitCode::FAILURE;
+    }
+    if !Path::new("/sys/kernel/tracing/events").exists()
+        && let Err(error) = mount("tracefs", "/sys/kernel/tracing")
+    {
+        eprintln!("{error:#}");
+    }
+    let mut guest = Guest {
+        config: NATIVE.to_owned(),
+        filter,
+        artefacts: None,
+    };
+    if guest.run(cases, |case| case.needs.native) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Says a line to the lab, by one write and waiting until it is out, so that
+/// kernel messages come before or after it.
+fn say(words: &str) {
+    let mut stdout = io::stdout().lock();
+    // The console is all there is: nobody could be told that it failed.
+    let _told = stdout
+        .write_all(format!("KCT {words}\n").as_bytes())
+        .and_then(|()| stdout.flush());
+    drain(&stdout);
+}
+
+fn drain(port: &impl AsRawFd) {
+    // SAFETY: the descriptor is open while `port` is borrowed; on one that is no
+    // terminal the call only fails.
+    unsafe { libc::tcdrain(port.as_raw_fd()) };
+}
+
+/// Mounts a file system that has no device. What is there already is fine.
+fn mount(kind: &str, place: &str) -> Result<()> {
+    let (c_kind, c_place) = (CString::new(kind)?, CString::new(place)?);
+    // SAFETY: the three strings live until the call returns, and these file
+    // systems take no data.
+    let mounted = unsafe {
+        libc::mount(
+            c_kind.as_ptr(),
+            c_place.as_ptr(),
+            c_kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    let error = io::Error::last_os_error();
+    if mounted != 0 && error.raw_os_error() != Some(libc::EBUSY) {
+        bail!("failed to mount {kind} on {place}: {error}");
+    }
+    Ok(())
+}
+
+/// Opens a serial port that passes every byte as it is.
+fn raw_serial(path: &str) -> Result<File> {
+    let port = OpenOptions::new().write(true).open(path);
+    let port = port.with_context(|| format!("failed to open {path}"))?;
+    // SAFETY: a termios of zeros is a valid value, filled in by tcgetattr; the
+    // descriptor is open and the pointers are to a local variable.
+    let set = unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        libc::tcgetattr(port.as_raw_fd(), &raw mut settings);
+        libc::cfmakeraw(&raw mut settings);
+        libc::tcsetattr(port.as_raw_fd(), libc::TCSANOW, &raw const settings)
+    };
+    if set != 0 {
+        bail!("failed to make {path} raw: {}", io::Error::last_os_error());
+    }
+    Ok(port)
+}

@@ -1,0 +1,90 @@
+//! The guest's file system: a cpio archive in the kernel's "newc" format.
+//!
+//! In: the guest's binary. Out: the bytes of an initramfs with `/init`, the
+//! mount points and a console, uncompressed. Pure.
+
+/// A file's type and permissions, as in `st_mode`.
+const FOLDER: u32 = 0o040_755;
+const PROGRAM: u32 = 0o100_755;
+const CHARACTER_DEVICE: u32 = 0o020_600;
+
+/// The device numbers of /dev/console: without that file the kernel starts
+/// init without stdin, stdout and stderr.
+const CONSOLE: (u32, u32) = (5, 1);
+
+/// An initramfs whose only program is `init`.
+pub(crate) fn with_init(init: &[u8]) -> Vec<u8> {
+    let mut archive = Archive {
+        bytes: Vec::with_capacity(init.len() + 4096),
+        files: 0,
+    };
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        archive.add(folder, FOLDER, (0, 0), &[]);
+    }
+    archive.add("dev/console", CHARACTER_DEVICE, CONSOLE, &[]);
+    archive.add("init", PROGRAM, (0, 0), init);
+    archive.add("TRAILER!!!", 0, (0, 0), &[]);
+    archive.bytes
+}
+
+struct Archive {
+    bytes: Vec<u8>,
+    files: u32,
+}
+
+impl Archive {
+    /// Appends a header of thirteen hexadecimal numbers, the name and the data,
+    /// each of the latter padded to four bytes.
+    fn add(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
+        self.files += 1;
+        let size = u32::try_from(data.len()).expect("a guest binary has less than 4 GiB");
+        let name_size = u32::try_from(name.len() + 1).expect("names are short");
+        let [inode, user, group, links, time] = [self.files, 0, 0, 1, 0];
+        let (own_major, own_minor, checksum) = (0, 0, 0);
+        let (major, minor) = device;
+        self.bytes.extend_from_slice(b"070701");
+        for number in [
+            inode, mode, user, group, links, time, size, own_major, own_minor, major, minor,
+            name_size, checksum,
+        ] {
+            self.bytes
+                .extend_from_slice(format!("{number:08X}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(data);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_has_the_length_and_order_of_newc() {
+        let mut archive = Archive {
+            bytes: Vec::new(),
+            files: 0,
+        };
+        archive.add("init", PROGRAM, (0, 0), b"abcde");
+        let text = String::from_utf8_lossy(&archive.bytes);
+        assert_eq!(&text[..6], "070701");
+        assert_eq!(&text[14..22], "000081ED", "mode");
+        assert_eq!(&text[54..62], "00000005", "size");
+        assert_eq!(&text[94..102], "00000005", "length of the name");
+        assert_eq!(&text[110..], "init\0\0abcde\0\0\0");
+    }
+
+    #[test]
+    fn archive_ends_with_the_trailer() {
+        let archive = with_init(b"binary");
+        assert_eq!(archive.len() % 4, 0);
+        assert!(String::from_utf8_lossy(&archive).contains("TRAILER!!!"));
+    }
+}

@@ -1,0 +1,145 @@
+//! One boot of one kernel in QEMU.
+//!
+//! In: a machine. Out: its console log and the bytes of its second serial port,
+//! both as files, and how it ended. A guest never outlives its time-out.
+//!
+//! Software emulation throughout: /dev/kvm can exist and yet hang or abort, and
+//! the tests count events and never measure durations.
+
+use std::{
+    fs::File,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{command::shown, setup::QEMU};
+
+const POLL: Duration = Duration::from_millis(50);
+
+/// What QEMU emulates.
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initramfs: &'a Path,
+    pub(crate) cpus: u32,
+    /// Words for the kernel's command line beside those of every boot.
+    pub(crate) words: String,
+    pub(crate) timeout: Duration,
+}
+
+/// The files of a boot, all in one folder.
+pub(crate) struct Files<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) console: &'a str,
+    pub(crate) artefacts: &'a str,
+}
+
+/// How a boot ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// QEMU left by itself: the guest powered off, or panicked and would have
+    /// rebooted.
+    Left,
+    Failed(String),
+    TimedOut,
+}
+
+pub(crate) fn boot(machine: &Machine<'_>, files: &Files<'_>) -> Result<Ending> {
+    let mut qemu = Command::new(QEMU);
+    qemu.args(arguments(machine, files.artefacts))
+        .current_dir(files.folder);
+    let path = files.folder.join(files.console);
+    let console = File::create(&path)
+        .with_context(|| format!("failed to create {}; `df .`", path.display()))?;
+    let mut child = qemu
+        .stdin(Stdio::null())
+        .stderr(console.try_clone()?)
+        .stdout(console)
+        .spawn()
+        .with_context(|| format!("failed to start `{}`; `cargo xtask setup`", shown(&qemu)))?;
+    let deadline = Instant::now() + machine.timeout;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            let failed = !status.success();
+            return Ok(if failed {
+                Ending::Failed(status.to_string())
+            } else {
+                Ending::Left
+            });
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(Ending::TimedOut);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
+    let Machine {
+        kernel,
+        initramfs,
+        cpus,
+        words,
+        timeout: _,
+    } = machine;
+    let mut arguments: Vec<String> = [
+        // All CPUs in one thread: with one each, a CPU may run a stale translation of code that
+        // another has just patched, which the guest's kernel takes for a stray breakpoint.
+        "-accel",
+        "tcg,thread=single",
+        // A kernel that sees a hypervisor takes the test-and-set spinlock, which
+        // fires no contention event; bare metal gets the queued one.
+        "-cpu",
+        "max,-hypervisor",
+        "-m",
+        "1024",
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    arguments.extend(["-serial".to_owned(), format!("file:{artefacts}")]);
+    arguments.extend(["-smp".to_owned(), cpus.to_string()]);
+    arguments.extend(["-kernel".to_owned(), kernel.display().to_string()]);
+    arguments.extend(["-initrd".to_owned(), initramfs.display().to_string()]);
+    // Emulated CPUs have no invariant TSC. Unless told that it is reliable the
+    // kernel takes the HPET, and each reading of the clock a device access.
+    let always = "console=ttyS0 quiet panic=-1 tsc=reliable clocksource=tsc";
+    arguments.extend(["-append".to_owned(), format!("{always} {words}")]);
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn console_is_the_first_serial_port_and_artefacts_the_second() {
+        let machine = Machine {
+            kernel: Path::new("/k"),
+            initramfs: Path::new("/i"),
+            cpus: 4,
+            words: "kcore_trace.config=smp4".to_owned(),
+            timeout: Duration::from_secs(1),
+        };
+        let line = arguments(&machine, "a.bin").join(" ");
+        assert!(
+            line.contains("-serial stdio -serial file:a.bin -smp 4"),
+            "{line}"
+        );
+        assert!(
+            line.ends_with("clocksource=tsc kcore_trace.config=smp4"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,106 @@
+//! Where things are: the workspace, cargo's target folder, the user's cache.
+//!
+//! Owns every path that more than one module needs. The cache is shared by all
+//! checkouts of the user and keyed by version, so a folder in it, once it
+//! carries its final name, is complete and never changes.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use tempfile::TempDir;
+
+/// The folders that the chores work in.
+pub(crate) struct Places {
+    /// The workspace's root: every command that cargo or rustup answers runs here.
+    pub(crate) root: PathBuf,
+    /// Cargo's target folder.
+    pub(crate) target: PathBuf,
+    /// This project's folder in the user's cache.
+    pub(crate) cache: PathBuf,
+}
+
+impl Places {
+    pub(crate) fn find() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("xtask has no parent folder; run it from a whole checkout")?
+            .to_owned();
+        let target = match env::var_os("CARGO_TARGET_DIR") {
+            Some(folder) => root.join(folder),
+            None => root.join("target"),
+        };
+        let cache = user_cache(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))
+            .context("neither XDG_CACHE_HOME nor HOME is set; `export HOME=…`")?
+            .join("kcore-trace");
+        fs::create_dir_all(&cache)
+            .with_context(|| format!("failed to create {0}; `mkdir -p {0}`", cache.display()))?;
+        Ok(Self {
+            root,
+            target,
+            cache,
+        })
+    }
+
+    /// A folder that vanishes when dropped, on the same file system as the
+    /// cache: what is made in it moves to its final name by one rename.
+    pub(crate) fn scratch(&self) -> Result<TempDir> {
+        tempfile::Builder::new()
+            .prefix(".part-")
+            .tempdir_in(&self.cache)
+            .with_context(|| {
+                let cache = self.cache.display();
+                format!("failed to write to the cache; `ls -ld {cache}; df {cache}`")
+            })
+    }
+
+    /// Moves a finished folder to its name in the cache.
+    pub(crate) fn keep(&self, finished: &Path, name: &Path) -> Result<PathBuf> {
+        let kept = self.cache.join(name);
+        if let Some(parent) = kept.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        match fs::rename(finished, &kept) {
+            // Another run was faster: its folder is as good as this one.
+            Err(_) if kept.is_dir() => Ok(kept),
+            moved => moved
+                .map(|()| kept.clone())
+                .with_context(|| format!("failed to create {0}; `rm -rf {0}`", kept.display())),
+        }
+    }
+}
+
+/// The cache folder of the XDG base directory rules: relative values are void.
+fn user_cache(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    xdg.map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(PathBuf::from(home?).join(".cache")))
+}
+
+/// The full path of `program`, if PATH has it.
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_xdg_cache_home_is_ignored() {
+        let found = user_cache(Some("cache".into()), Some("/home/u".into()));
+        assert_eq!(found, Some(PathBuf::from("/home/u/.cache")));
+    }
+
+    #[test]
+    fn xdg_cache_home_wins_over_home() {
+        let found = user_cache(Some("/c".into()), Some("/home/u".into()));
+        assert_eq!(found, Some(PathBuf::from("/c")));
+    }
+}

@@ -1,0 +1,93 @@
+//! Putting on this machine what a build and the VM lab need.
+//!
+//! Owns the list of these things and their order. In: nothing but the machine.
+//! Out: [`Tools`], the paths of what was found or fetched. Everything fetched
+//! goes to the user's cache under a name that carries its version; the only
+//! changes elsewhere are the toolchain's link to the source of `core` and the
+//! QEMU package. Doing it twice is cheap, and works offline.
+
+mod bpf_linker;
+mod core_source;
+mod programs;
+
+pub(crate) use programs::QEMU;
+
+use std::{env, ffi::OsString, fs::File, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    lab::kernels::{self, Kernel},
+    places::Places,
+    steps::Steps,
+};
+
+/// What a build needs.
+pub(crate) struct Tools {
+    /// The folder of bpf-linker, unless it is in PATH.
+    linker_folder: Option<PathBuf>,
+}
+
+impl Tools {
+    /// PATH for the builds: their eBPF part calls `bpf-linker`.
+    pub(crate) fn path(&self) -> Result<OsString> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = self
+            .linker_folder
+            .iter()
+            .cloned()
+            .chain(env::split_paths(&path));
+        env::join_paths(folders).context("the cache's path contains a colon; set XDG_CACHE_HOME")
+    }
+}
+
+/// The command `cargo xtask setup`.
+pub(crate) fn run(places: &Places) -> Result<ExitCode> {
+    let (tools, _kernels) = for_tests(places)?;
+    if let Some(folder) = &tools.linker_folder {
+        println!(
+            "For `cargo build` by hand:\n  export PATH=\"{}:$PATH\"",
+            folder.display()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a build of the tool needs.
+pub(crate) fn for_build(places: &Places) -> Result<Tools> {
+    let _lock = lock(places)?;
+    build_steps(places, &mut Steps::new(3))
+}
+
+/// What all tests need: the build's tools, QEMU and the kernels.
+pub(crate) fn for_tests(places: &Places) -> Result<(Tools, Vec<Kernel>)> {
+    let _lock = lock(places)?;
+    let mut steps = Steps::new(5);
+    let tools = build_steps(places, &mut steps)?;
+    steps.run("QEMU", programs::qemu)?;
+    let kernels = steps.run("guest kernels", |step| kernels::provide(places, step))?;
+    Ok((tools, kernels))
+}
+
+fn build_steps(places: &Places, steps: &mut Steps) -> Result<Tools> {
+    steps.run("C compiler", |_| programs::c_compiler())?;
+    let toolchain = steps.run("source of `core`", |step| {
+        core_source::provide(places, step)
+    })?;
+    let linker_folder = steps.run(&format!("bpf-linker {}", bpf_linker::VERSION), |step| {
+        bpf_linker::provide(places, &toolchain, step)
+    })?;
+    Ok(Tools { linker_folder })
+}
+
+/// One set-up at a time: two would fetch and build the same things.
+fn lock(places: &Places) -> Result<File> {
+    let path = places.cache.join("lock");
+    let lock = File::create(&path)
+        .with_context(|| format!("failed to create {0}; `rm -f {0}`", path.display()))?;
+    if lock.try_lock().is_err() {
+        eprintln!("another set-up is running, waiting for it …");
+        lock.lock()?;
+    }
+    Ok(lock)
+}

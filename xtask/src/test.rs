@@ -1,0 +1,203 @@
+//! The one test command.
+//!
+//! Owns the order of the checks: cheap before dear, each printing its name and
+//! its time, the first failure ending the run. Whatever happens, the last line
+//! of stdout is `N passed, N failed, N skipped`.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    cargo,
+    command::{self, shown},
+    complaint,
+    lab::{
+        self, Lab,
+        kernels::{self, Kernel},
+        protocol::Report,
+    },
+    places::Places,
+    privilege::Privilege,
+    setup::{self, Tools},
+    tally::Tally,
+};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only the VM tests, for work on them
+    #[arg(long)]
+    vm_only: bool,
+    /// Only these kernels, as in `6.1`
+    #[arg(long, value_name = "LINE", requires = "vm_only", value_parser = kernel_line)]
+    kernel: Vec<&'static str>,
+    /// Put the guests' console logs and artefacts here
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Stop a guest after this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    boot_timeout: u64,
+    /// Only the VM cases with this in their name
+    #[arg(requires = "vm_only")]
+    filter: Option<String>,
+}
+
+fn kernel_line(name: &str) -> Result<&'static str, String> {
+    let names = kernels::LINES.iter().map(|line| line.name);
+    names
+        .clone()
+        .find(|line| *line == name)
+        .ok_or_else(|| format!("the table has {}", names.collect::<Vec<_>>().join(", ")))
+}
+
+/// The command `cargo xtask test`.
+pub(crate) fn run(places: &Places, options: &Options) -> Result<ExitCode> {
+    let mut run = Run {
+        places,
+        options,
+        tally: Tally::default(),
+    };
+    let outcome = run.all();
+    if let Err(error) = &outcome {
+        eprintln!("{}\n", complaint(error));
+        // A run that ends early must not look like one without failures.
+        run.tally.failed = run.tally.failed.max(1);
+    }
+    println!("{}", run.tally);
+    Ok(if outcome.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+struct Run<'a> {
+    places: &'a Places,
+    options: &'a Options,
+    tally: Tally,
+}
+
+impl Run<'_> {
+    fn all(&mut self) -> Result<()> {
+        let (tools, kernels) = self.step("set-up", |run| setup::for_tests(run.places))?;
+        if !self.options.vm_only {
+            self.step("format", |run| run.format())?;
+            self.step("lints", |run| run.lints(&tools))?;
+            self.step("unit and integration tests", |run| run.host_tests(&tools))?;
+        }
+        let guest = self.step("guest binary", |run| {
+            cargo::guest_binary(run.places, &tools)
+        })?;
+        self.step("VM tests", |run| run.vm_tests(kernels, &guest))?;
+        if !self.options.vm_only {
+            self.step("the running kernel", |run| run.native_tests(&guest))?;
+        }
+        Ok(())
+    }
+
+    fn step<T>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        println!("== {name}");
+        let began = Instant::now();
+        let outcome = work(self);
+        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!(
+            "== {name}: {verdict} ({:.1} s)\n",
+            began.elapsed().as_secs_f64()
+        );
+        outcome
+    }
+
+    fn format(&self) -> Result<()> {
+        let mut fmt = cargo::command(self.places);
+        fmt.args(["fmt", "--all", "--check"]);
+        command::run(&mut fmt).context("the format differs; `cargo fmt --all`")
+    }
+
+    fn lints(&self, tools: &Tools) -> Result<()> {
+        let mut clippy = cargo::check(self.places, tools, "clippy")?;
+        command::run(clippy.args(["--all-targets", "--", "-D", "warnings"]))
+    }
+
+    fn host_tests(&mut self, tools: &Tools) -> Result<()> {
+        let mut test = cargo::check(self.places, tools, "test")?;
+        let mut child = test
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("failed to start `{}`", shown(&test)))?;
+        let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            println!("{line}");
+            if let Some(tally) = Tally::from_libtest(&line) {
+                self.tally += tally;
+            }
+        }
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("{status}: `{}`", shown(&test));
+        }
+        Ok(())
+    }
+
+    fn vm_tests(&mut self, mut kernels: Vec<Kernel>, guest: &Path) -> Result<()> {
+        let wanted = &self.options.kernel;
+        kernels.retain(|kernel| wanted.is_empty() || wanted.contains(&kernel.line));
+        let lab = Lab {
+            complete: kernels.len() == kernels::LINES.len(),
+            kernels,
+            filter: self.options.filter.as_deref(),
+            keep: self.options.keep.as_deref(),
+            timeout: Duration::from_secs(self.options.boot_timeout),
+        };
+        let outcome = lab.run(self.places, guest)?;
+        self.tally += outcome.tally;
+        if !outcome.problems.is_empty() {
+            bail!("{}", outcome.problems.join("\n"));
+        }
+        Ok(())
+    }
+
+    fn native_tests(&mut self, guest: &Path) -> Result<()> {
+        let Some(mut native) = Privilege::find().command(guest) else {
+            self.tally.skipped += 1;
+            println!("  skipped: not root, and no sudo without a password; `sudo -v` before this");
+            return Ok(());
+        };
+        native.arg("--native");
+        let output = native
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output();
+        let output = output.with_context(|| format!("failed to start `{}`", shown(&native)))?;
+        let report = Report::from_console(&String::from_utf8_lossy(&output.stdout));
+        let tally = report.tally();
+        println!("  {tally}");
+        lab::show_cases(&report);
+        self.tally += tally;
+        if let Some(trouble) = report.trouble() {
+            bail!("the tests broke off, {trouble}; `{}`", shown(&native));
+        }
+        if tally.failed > 0 || !output.status.success() {
+            bail!("{}: `{}`", output.status, shown(&native));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_option_names_the_lines_that_exist() {
+        assert_eq!(kernel_line("6.1"), Ok("6.1"));
+        assert!(kernel_line("4.4").unwrap_err().contains("5.10, 6.1"));
+    }
+}
