@@ -143,7 +143,7 @@ impl Guest {
             ));
             return true;
         }
-        println!("running {name}");
+        println!("running {name}, {:.1} s after boot", uptime_s());
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| run(self)));
         let message = match outcome {
             Ok(Ok(Outcome::Passed)) => {
@@ -168,6 +168,13 @@ impl Guest {
         lines.for_each(|line| say(&format!("| {line}")));
         false
     }
+}
+
+/// Seconds since boot.
+fn uptime_s() -> f64 {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split_ascii_whitespace().next();
+    seconds.and_then(|word| word.parse().ok()).unwrap_or(0.0)
 }
 
 /// The message and place of the latest panic.

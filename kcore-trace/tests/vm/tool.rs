@@ -65,11 +65,14 @@ pub(crate) fn report(path: &std::path::Path) -> Result<Report> {
 }
 
 /// The load that all cases on counts share: map churn, reads of /proc/kcore and
-/// /proc/vmallocinfo, each an exact number of times.
+/// /proc/vmallocinfo, each an exact number of times. The readers of /proc/vmallocinfo hold the
+/// index lock long and start together, so that CPUs do wait for each other, three and more at a
+/// time: the tracepoint misses the first waiter of a spinlock.
 pub(crate) mod load {
     pub(crate) const MAP_PROCESSES: u64 = 4;
     pub(crate) const OPS: u64 = 100;
     pub(crate) const MAPS: u64 = MAP_PROCESSES * OPS;
+    pub(crate) const VMALLOCINFOS: u64 = 4 * OPS;
 
     /// The arguments of the tool; a kernel may be built without /proc/kcore.
     pub(crate) fn args() -> Vec<&'static str> {
@@ -78,7 +81,7 @@ pub(crate) mod load {
             "--maps",
             "4",
             "--vmallocinfo",
-            "1",
+            "4",
             "--ops",
             "100",
         ];
