@@ -1,8 +1,8 @@
 //! `cargo xtask`: everything around the tool that is not the tool.
 //!
-//! Owns the command line of the three chores and nothing else: `setup` puts on
+//! Owns the command line of the chores and nothing else: `setup` puts on
 //! this machine what a build and the VM lab need, `test` is the one test
-//! command, `demo` shows the tool on the running kernel. Each chore is a module
+//! command, `demo` shows the tool on the running kernel, `lab` compares kernels. Each chore is a module
 //! with one `run`; errors come up here and are printed once.
 
 mod cargo;
@@ -41,6 +41,9 @@ enum Chore {
     Test(test::Options),
     /// Build the tool and show it on the running kernel
     Demo,
+    /// Compare kernels that differ in the type of a lock
+    #[command(subcommand)]
+    Lab(lab::Chore),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::run(&places),
         Chore::Test(options) => test::run(&places, &options),
         Chore::Demo => demo::run(&places),
+        Chore::Lab(chore) => lab::run(&places, chore),
     });
     match outcome {
         Ok(code) => code,

@@ -19,7 +19,8 @@ use crate::{
     command::{self, shown},
     complaint,
     lab::{
-        self, Lab,
+        build::variants,
+        cases::{self, Cases},
         kernels::{self, Kernel},
         protocol::Report,
     },
@@ -34,7 +35,7 @@ pub(crate) struct Options {
     /// Only the VM tests, for work on them
     #[arg(long)]
     vm_only: bool,
-    /// Only these kernels, as in `6.1`
+    /// Only these kernels, as in `6.1` or `rwsem`
     #[arg(long, value_name = "LINE", requires = "vm_only", value_parser = kernel_line)]
     kernel: Vec<&'static str>,
     /// Put the guests' console logs and artefacts here
@@ -49,7 +50,8 @@ pub(crate) struct Options {
 }
 
 fn kernel_line(name: &str) -> Result<&'static str, String> {
-    let names = kernels::LINES.iter().map(|line| line.name);
+    let debian = kernels::LINES.iter().map(|line| line.name);
+    let names = debian.chain(variants::TESTED);
     names
         .clone()
         .find(|line| *line == name)
@@ -149,8 +151,8 @@ impl Run<'_> {
     fn vm_tests(&mut self, mut kernels: Vec<Kernel>, guest: &Path) -> Result<()> {
         let wanted = &self.options.kernel;
         kernels.retain(|kernel| wanted.is_empty() || wanted.contains(&kernel.line));
-        let lab = Lab {
-            complete: kernels.len() == kernels::LINES.len(),
+        let lab = Cases {
+            complete: wanted.is_empty(),
             kernels,
             filter: self.options.filter.as_deref(),
             keep: self.options.keep.as_deref(),
@@ -179,7 +181,7 @@ impl Run<'_> {
         let report = Report::from_console(&String::from_utf8_lossy(&output.stdout));
         let tally = report.tally();
         println!("  {tally}");
-        lab::show_cases(&report);
+        cases::show_cases(&report);
         self.tally += tally;
         if let Some(trouble) = report.trouble() {
             bail!("the tests broke off, {trouble}; `{}`", shown(&native));

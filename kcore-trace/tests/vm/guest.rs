@@ -22,9 +22,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::script;
+
 /// The first argument that makes this binary the command-line tool: a case runs
 /// `/proc/self/exe kcore-trace record …`.
 pub(crate) const TOOL: &str = "kcore-trace";
+
+/// The first argument that makes it load a module whose work is done by loading: a case records
+/// `/proc/self/exe --load-module FILE PARAMETERS`.
+pub(crate) const LOAD_MODULE: &str = "--load-module";
 
 /// The command-line tool; its first argument is its name.
 pub(crate) type Tool = fn(Vec<OsString>) -> ExitCode;
@@ -50,6 +56,10 @@ pub(crate) struct Needs {
     pub(crate) most_cpus: usize,
     /// Whether the case also holds on a kernel that is not the lab's.
     pub(crate) native: bool,
+    /// Whether it also runs on the lab's own builds, which differ in the type of a lock.
+    pub(crate) variants: bool,
+    /// Whether it needs a module that only the lab's own builds have.
+    pub(crate) module: bool,
 }
 
 /// How a case ended, unless it failed.
@@ -63,6 +73,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Guest {
     config: String,
     filter: String,
+    /// The name and the era of a kernel that the lab built; nothing on others.
+    variant: Option<(String, String)>,
     /// The second serial port; the machine's own kernel has none.
     artefacts: Option<File>,
 }
@@ -71,6 +83,20 @@ impl Guest {
     /// The lab's name for this machine's shape, or `native`.
     pub(crate) fn config(&self) -> &str {
         &self.config
+    }
+
+    /// The era that a kernel of the lab's own was built to be.
+    pub(crate) fn built_era(&self) -> Option<&str> {
+        self.variant.as_ref().map(|(_, era)| era.as_str())
+    }
+
+    /// Where a module for this kernel is.
+    pub(crate) fn module(&self, name: &str) -> Result<String> {
+        let (variant, _) = self
+            .variant
+            .as_ref()
+            .context("this kernel has no modules")?;
+        Ok(format!("/modules/{variant}/{name}.ko"))
     }
 
     /// How many CPUs are online.
@@ -95,6 +121,21 @@ impl Guest {
         frame.extend_from_slice(data);
         port.write_all(&frame)
             .with_context(|| format!("failed to send the artefact {name}"))
+    }
+
+    /// Follows the script in the initramfs, each step as if it were a case.
+    fn follow_script(&mut self) {
+        match script::read() {
+            Ok(steps) => {
+                for step in &steps {
+                    println!("running {}, {:.1} s after boot", step.name, uptime_s());
+                    let outcome = step.run(self);
+                    tell(&step.name, outcome);
+                }
+                say(&format!("done {}", steps.len()));
+            }
+            Err(error) => println!("{error:#}"),
+        }
     }
 
     /// Runs the cases that pass `wanted` and the filter; whether all is well.
@@ -136,6 +177,14 @@ impl Guest {
             say(&format!("case {name} unfit needs {} CPUs", needs.cpus));
             return true;
         }
+        if needs.module && self.variant.is_none() {
+            say(&format!("case {name} unfit needs a module of the lab's"));
+            return true;
+        }
+        if self.variant.is_some() && !needs.variants {
+            say(&format!("case {name} unfit is tried with Debian's kernels"));
+            return true;
+        }
         if self.config != NATIVE && self.cpus() > needs.most_cpus {
             say(&format!(
                 "case {name} unfit is tried with {} CPUs",
@@ -145,29 +194,37 @@ impl Guest {
         }
         println!("running {name}, {:.1} s after boot", uptime_s());
         let outcome = panic::catch_unwind(AssertUnwindSafe(|| run(self)));
-        let message = match outcome {
-            Ok(Ok(Outcome::Passed)) => {
-                say(&format!("case {name} ok"));
-                return true;
-            }
-            Ok(Ok(Outcome::Skipped(reason))) => {
-                say(&format!(
-                    "case {name} skipped {}",
-                    reason.replace('\n', " ")
-                ));
-                return true;
-            }
-            Ok(Err(error)) => format!("{error:#}"),
-            Err(_panic) => LAST_PANIC.lock().unwrap_or_else(|e| e.into_inner()).clone(),
-        };
-        let mut lines = message.lines();
-        say(&format!(
-            "case {name} FAILED {}",
-            lines.next().unwrap_or("without a message")
-        ));
-        lines.for_each(|line| say(&format!("| {line}")));
-        false
+        let outcome = outcome.unwrap_or_else(|_panic| {
+            let message = LAST_PANIC.lock().unwrap_or_else(|e| e.into_inner()).clone();
+            Err(anyhow::Error::msg(message))
+        });
+        tell(name, outcome)
     }
+}
+
+/// Tells the lab how a case ended; whether all is well.
+fn tell(name: &str, outcome: Result<Outcome>) -> bool {
+    let message = match outcome {
+        Ok(Outcome::Passed) => {
+            say(&format!("case {name} ok"));
+            return true;
+        }
+        Ok(Outcome::Skipped(reason)) => {
+            say(&format!(
+                "case {name} skipped {}",
+                reason.replace('\n', " ")
+            ));
+            return true;
+        }
+        Err(error) => format!("{error:#}"),
+    };
+    let mut lines = message.lines();
+    say(&format!(
+        "case {name} FAILED {}",
+        lines.next().unwrap_or("without a message")
+    ));
+    lines.for_each(|line| say(&format!("| {line}")));
+    false
 }
 
 /// Seconds since boot.
@@ -187,6 +244,7 @@ pub(crate) fn main(cases: &[Case], tool: Tool) -> ExitCode {
     match arguments.get(1).and_then(|argument| argument.to_str()) {
         Some(TOOL) => tool(arguments[1..].to_vec()),
         _ if std::process::id() == 1 => as_init(cases),
+        Some(LOAD_MODULE) => load_module(&arguments[2..]),
         Some("--native") => {
             let filter = arguments
                 .get(2)
@@ -207,7 +265,11 @@ pub(crate) fn main(cases: &[Case], tool: Tool) -> ExitCode {
 fn as_init(cases: &[Case]) -> ExitCode {
     match start_guest() {
         Ok(mut guest) => {
-            guest.run(cases, |_| true);
+            if Path::new(script::PATH).exists() {
+                guest.follow_script();
+            } else {
+                guest.run(cases, |_| true);
+            }
             guest.artefacts.as_ref().into_iter().for_each(drain);
         }
         // Without `done` on the console the lab takes the boot for failed.
@@ -241,7 +303,9 @@ fn start_guest() -> Result<Guest> {
             .find_map(|word| word.strip_prefix(name));
         value.unwrap_or_default().to_owned()
     };
+    let variant = Some(word("kcore_trace.variant=")).filter(|name| !name.is_empty());
     Ok(Guest {
+        variant: variant.map(|name| (name, word("kcore_trace.era="))),
         config: word("kcore_trace.config="),
         filter: word("kcore_trace.filter="),
         artefacts: Some(raw_serial("/dev/ttyS1")?),
@@ -265,12 +329,50 @@ fn native(cases: &[Case], filter: String) -> ExitCode {
     let mut guest = Guest {
         config: NATIVE.to_owned(),
         filter,
+        variant: None,
         artefacts: None,
     };
     if guest.run(cases, |case| case.needs.native) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Loads a module that does its work while being loaded and then refuses to stay (`EAGAIN`).
+fn load_module(arguments: &[OsString]) -> ExitCode {
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let loaded =
+        words
+            .split_first()
+            .context("no module is named")
+            .and_then(|(path, parameters)| {
+                let file = File::open(&**path).with_context(|| format!("failed to open {path}"))?;
+                let parameters = CString::new(parameters.join(" "))?;
+                // SAFETY: the descriptor is open and the string lives until the call returns.
+                let result = unsafe {
+                    libc::syscall(
+                        libc::SYS_finit_module,
+                        file.as_raw_fd(),
+                        parameters.as_ptr(),
+                        0,
+                    )
+                };
+                let error = io::Error::last_os_error();
+                if result == 0 || error.raw_os_error() != Some(libc::EAGAIN) {
+                    bail!("the load of {path} ended with {result}, {error}");
+                }
+                Ok(())
+            });
+    match loaded {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

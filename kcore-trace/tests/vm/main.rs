@@ -6,11 +6,12 @@
 
 mod cases;
 mod guest;
+mod script;
 mod tool;
 
 use std::process::ExitCode;
 
-use cases::{churn, endings, plan, refusals};
+use cases::{blocks, churn, endings, plan, refusals};
 use guest::{Case, Needs};
 
 /// A case for guests of any shape.
@@ -21,6 +22,8 @@ const fn case(name: &'static str, run: guest::Run) -> Case {
             cpus: 1,
             most_cpus: usize::MAX,
             native: false,
+            variants: false,
+            module: false,
         },
         run,
     }
@@ -46,10 +49,27 @@ impl Case {
     }
 }
 
+impl Case {
+    /// Holds whatever the type of the locks: also runs on the lab's own builds.
+    const fn for_every_type(mut self) -> Self {
+        self.needs.variants = true;
+        self
+    }
+
+    /// Needs a load that only the lab's own builds have.
+    const fn with_module(mut self) -> Self {
+        self.needs.variants = true;
+        self.needs.module = true;
+        self
+    }
+}
+
 /// Those that attach least come first: a kernel goes on taking hooks apart after a recorder has
 /// ended, and what is attached meanwhile has to wait.
 const CASES: &[Case] = &[
-    case("plan_names_the_era_by_what_btf_says", plan::era).anywhere(),
+    case("plan_names_the_era_by_what_btf_says", plan::era)
+        .anywhere()
+        .for_every_type(),
     case("plan_gives_a_reason_for_everything_missing", plan::reasons).anywhere(),
     case(
         "plan_at_level_contended_hooks_slow_paths_only",
@@ -115,25 +135,49 @@ const CASES: &[Case] = &[
     )
     .alone()
     .anywhere(),
-    case("kprobe_counts_every_operation", churn::kprobe_operations).alone(),
+    case("kprobe_counts_every_operation", churn::kprobe_operations)
+        .alone()
+        .for_every_type(),
     case(
         "kprobe_counts_the_locks_of_every_operation",
         churn::kprobe_locks,
     )
-    .alone(),
-    case("kprobe_matches_every_hold", churn::kprobe_holds).alone(),
-    case("kprobe_sees_no_wait_on_one_cpu", churn::kprobe_waits).alone(),
-    case("fentry_counts_every_operation", churn::fentry_operations),
+    .alone()
+    .for_every_type(),
+    case("kprobe_matches_every_hold", churn::kprobe_holds)
+        .alone()
+        .for_every_type(),
+    case("kprobe_sees_no_wait_on_one_cpu", churn::kprobe_waits)
+        .alone()
+        .for_every_type(),
+    case("fentry_counts_every_operation", churn::fentry_operations).for_every_type(),
     case(
         "fentry_counts_the_locks_of_every_operation",
         churn::fentry_locks,
-    ),
-    case("fentry_matches_every_hold", churn::fentry_holds),
+    )
+    .for_every_type(),
+    case("fentry_matches_every_hold", churn::fentry_holds).for_every_type(),
     case(
         "fentry_counts_the_locks_of_every_page_of_kcore",
         churn::fentry_kcore,
-    ),
-    case("fentry_sees_waits_where_cpus_compete", churn::fentry_waits),
+    )
+    .for_every_type(),
+    case("fentry_sees_waits_where_cpus_compete", churn::fentry_waits).for_every_type(),
+    case(
+        "fentry_counts_the_locks_of_every_block",
+        blocks::fentry_blocks,
+    )
+    .with_module(),
+    case(
+        "kprobe_counts_the_locks_of_every_block",
+        blocks::kprobe_blocks,
+    )
+    .alone()
+    .with_module(),
+    case("fentry_counts_trylocks_as_taken", blocks::fentry_trylocks).with_module(),
+    case("kprobe_counts_trylocks_as_taken", blocks::kprobe_trylocks)
+        .alone()
+        .with_module(),
 ];
 
 fn main() -> ExitCode {

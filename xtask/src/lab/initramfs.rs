@@ -1,25 +1,35 @@
 //! The guest's file system: a cpio archive in the kernel's "newc" format.
 //!
-//! In: the guest's binary. Out: the bytes of an initramfs with `/init`, the
-//! mount points and a console, uncompressed. Pure.
+//! In: the guest's binary and the modules of kernels. Out: the bytes of an
+//! initramfs with `/init`, the mount points and a console, uncompressed. Pure.
 
 /// A file's type and permissions, as in `st_mode`.
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
 /// The device numbers of /dev/console: without that file the kernel starts
 /// init without stdin, stdout and stderr.
 const CONSOLE: (u32, u32) = (5, 1);
 
-/// An initramfs whose only program is `init`.
-pub(crate) fn with_init(init: &[u8]) -> Vec<u8> {
+/// A file beside the program: its path, without the first slash, and what is in it.
+pub(crate) type Extra = (String, Vec<u8>);
+
+/// An initramfs whose only program is `init`. A folder has to stand before what is in it.
+pub(crate) fn with_init(init: &[u8], folders: &[String], extras: &[Extra]) -> Vec<u8> {
     let mut archive = Archive {
         bytes: Vec::with_capacity(init.len() + 4096),
         files: 0,
     };
     for folder in ["dev", "proc", "sys", "tmp"] {
         archive.add(folder, FOLDER, (0, 0), &[]);
+    }
+    for folder in folders {
+        archive.add(folder, FOLDER, (0, 0), &[]);
+    }
+    for (path, data) in extras {
+        archive.add(path, FILE, (0, 0), data);
     }
     archive.add("dev/console", CHARACTER_DEVICE, CONSOLE, &[]);
     archive.add("init", PROGRAM, (0, 0), init);
@@ -83,8 +93,13 @@ mod tests {
 
     #[test]
     fn archive_ends_with_the_trailer() {
-        let archive = with_init(b"binary");
+        let archive = with_init(
+            b"binary",
+            &["modules".to_owned()],
+            &[("modules/a".to_owned(), b"abc".to_vec())],
+        );
         assert_eq!(archive.len() % 4, 0);
-        assert!(String::from_utf8_lossy(&archive).contains("TRAILER!!!"));
+        let text = String::from_utf8_lossy(&archive);
+        assert!(text.contains("modules/a\0") && text.contains("TRAILER!!!"));
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::build::Built;
 use crate::{
     debian::{self, Apt},
     places::Places,
@@ -65,8 +66,21 @@ const CANDIDATES: usize = 8;
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
+    /// The line's name, or the variant's where the lab built it.
     pub(crate) line: &'static str,
     pub(crate) image: PathBuf,
+    /// The lab's own build, with its modules.
+    pub(crate) built: Option<Built>,
+}
+
+impl From<Built> for Kernel {
+    fn from(built: Built) -> Self {
+        Self {
+            line: built.variant.name,
+            image: built.image(),
+            built: Some(built),
+        }
+    }
 }
 
 /// Finds or fetches one kernel of each line.
@@ -109,6 +123,7 @@ fn fetch(places: &Places, apt: &Apt, line: &'static Line, step: &Step) -> Result
         let kernel = Kernel {
             line: line.name,
             image: places.cache.join(&name).join("vmlinuz"),
+            built: None,
         };
         if kernel.image.is_file() {
             return Ok(kernel);
@@ -192,6 +207,7 @@ fn cached(places: &Places, line: &'static Line) -> Option<Kernel> {
     Some(Kernel {
         line: line.name,
         image: image.1,
+        built: None,
     })
 }
 

@@ -1,293 +1,68 @@
-//! The VM lab: the tests that need a kernel, on every kernel of the table.
+//! The VM lab: emulated machines, the kernels that they boot, and what is run on them.
 //!
-//! In: the static guest binary and the kernels. Out: the verdict of every case
-//! on every boot, the guests' artefacts, and what went wrong beside failed
-//! cases. A guest that panics or hangs fails the run and stops no other guest.
+//! [`kernels`] are Debian's own, [`build`] makes others of one source; [`cases`] runs the tests on
+//! them. [`qemu`], [`initramfs`], [`artefacts`], [`protocol`] and [`schedule`] are the machinery.
 
 mod artefacts;
+pub(crate) mod build;
+pub(crate) mod cases;
 mod initramfs;
 pub(crate) mod kernels;
 pub(crate) mod protocol;
 mod qemu;
 mod schedule;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use clap::Subcommand;
 
-use self::{
-    kernels::Kernel,
-    protocol::{Report, Verdict},
-    qemu::{Ending, Files, Machine},
-};
-use crate::{places::Places, tally::Tally};
+use self::build::variants::{self, Variant};
+use crate::{places::Places, setup, steps::Steps};
 
-/// Lines of the console shown when a guest did not reach its end.
-const SHOWN_LINES: usize = 30;
-
-/// A shape of the emulated machine; cases can ask for a number of CPUs.
-struct Config {
-    name: &'static str,
-    cpus: u32,
-}
-
-const CONFIGS: [Config; 2] = [
-    Config {
-        name: "smp4",
-        cpus: 4,
+/// What the lab does.
+#[derive(Subcommand)]
+pub(crate) enum Chore {
+    /// Build kernels of one source that differ in the type of a lock
+    Build {
+        /// The variants; all of them, if none is named
+        #[arg(value_name = "VARIANT", value_parser = variant)]
+        variants: Vec<&'static Variant>,
+        /// Copy the kernels and their modules here too, to boot them elsewhere
+        #[arg(long, value_name = "DIR")]
+        install_dir: Option<PathBuf>,
     },
-    Config {
-        name: "up",
-        cpus: 1,
-    },
-];
-
-/// What to boot and how.
-pub(crate) struct Lab<'a> {
-    pub(crate) kernels: Vec<Kernel>,
-    /// Only cases whose name contains this.
-    pub(crate) filter: Option<&'a str>,
-    /// Where to put console logs and artefacts to keep.
-    pub(crate) keep: Option<&'a Path>,
-    pub(crate) timeout: Duration,
-    /// Whether `kernels` is the whole table, so that a case which ran on none of
-    /// them runs nowhere.
-    pub(crate) complete: bool,
 }
 
-/// The sum of a run.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) tally: Tally,
-    /// One line for each thing that must fail the run.
-    pub(crate) problems: Vec<String>,
-}
-
-struct Boot {
-    kernel: Kernel,
-    config: &'static Config,
-}
-
-impl Boot {
-    fn name(&self) -> String {
-        format!("{}-{}", self.kernel.line, self.config.name)
-    }
-}
-
-/// A finished boot.
-struct Booted {
-    name: String,
-    line: &'static str,
-    console: PathBuf,
-    text: String,
-    report: Report,
-    trouble: Option<String>,
-    time: Duration,
-}
-
-impl Booted {
-    /// Why this boot fails the run, if it does.
-    fn problem(&self) -> Option<String> {
-        let failed = self.report.tally().failed;
-        let failed = (failed > 0).then(|| format!("{failed} cases failed"));
-        let why = self.trouble.clone().or(failed)?;
-        let (name, console, line) = (&self.name, self.console.display(), self.line);
-        Some(format!(
-            "{name}: {why}; see {console}; again: `cargo xtask test --vm-only --kernel {line}`"
-        ))
-    }
-}
-
-impl Lab<'_> {
-    /// Boots every kernel in every configuration.
-    pub(crate) fn run(&self, places: &Places, guest: &Path) -> Result<Outcome> {
-        let folder = places.target.join("lab");
-        fs::create_dir_all(&folder)?;
-        let initramfs = folder.join("initramfs");
-        let binary =
-            fs::read(guest).with_context(|| format!("failed to read {}", guest.display()))?;
-        fs::write(&initramfs, initramfs::with_init(&binary))?;
-
-        let boots = CONFIGS.iter().flat_map(|config| {
-            self.kernels.iter().map(move |kernel| Boot {
-                kernel: kernel.clone(),
-                config,
-            })
-        });
-        let mut booted = Vec::new();
-        schedule::run(
-            boots.collect(),
-            |boot| self.boot(&boot, &folder, &initramfs),
-            |result| {
-                if let Ok(boot) = &result {
-                    show(boot);
-                }
-                booted.push(result);
-            },
-        );
-        let booted = booted.into_iter().collect::<Result<Vec<_>>>()?;
-        Ok(self.sum(&booted))
-    }
-
-    fn boot(&self, boot: &Boot, folder: &Path, initramfs: &Path) -> Result<Booted> {
-        let name = boot.name();
-        let (console, stream) = (format!("{name}.console"), format!("{name}.artefacts"));
-        let filter = self
-            .filter
-            .map(|filter| format!(" kcore_trace.filter={filter}"));
-        let machine = Machine {
-            kernel: &boot.kernel.image,
-            initramfs,
-            cpus: boot.config.cpus,
-            words: format!(
-                "kcore_trace.config={}{}",
-                boot.config.name,
-                filter.unwrap_or_default()
-            ),
-            timeout: self.timeout,
-        };
-        let began = Instant::now();
-        let ending = qemu::boot(
-            &machine,
-            &Files {
-                folder,
-                console: &console,
-                artefacts: &stream,
-            },
-        )?;
-        let time = began.elapsed();
-
-        let (console, stream) = (folder.join(console), folder.join(stream));
-        let text = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
-        let report = Report::from_console(&text);
-        let mut trouble = match ending {
-            Ending::Left => report.trouble(),
-            Ending::Failed(status) => Some(format!("QEMU failed with {status}")),
-            Ending::TimedOut => Some(format!("it was stopped after {} s", time.as_secs())),
-        };
-        if let Some(keep) = self.keep {
-            let unfinished = keep_files(&keep.join(&name), &console, &stream)?;
-            trouble = trouble.or(unfinished);
-        }
-        Ok(Booted {
-            line: boot.kernel.line,
-            name,
-            console,
-            text,
-            report,
-            trouble,
-            time,
-        })
-    }
-
-    fn sum(&self, booted: &[Booted]) -> Outcome {
-        let mut outcome = Outcome::default();
-        for boot in booted {
-            outcome.tally += boot.report.tally();
-            outcome.tally.failed += u64::from(boot.trouble.is_some());
-            outcome.problems.extend(boot.problem());
-        }
-        if self.complete {
-            for (case, reason) in protocol::never_run(booted.iter().map(|boot| &boot.report)) {
-                outcome.tally.failed += 1;
-                outcome
-                    .problems
-                    .push(format!("case {case} ran on no kernel: {reason}"));
+/// The command `cargo xtask lab`.
+pub(crate) fn run(places: &Places, chore: Chore) -> Result<ExitCode> {
+    match chore {
+        Chore::Build {
+            variants,
+            install_dir,
+        } => {
+            let wanted = if variants.is_empty() {
+                build::all()
+            } else {
+                variants
+            };
+            let _lock = setup::lock(places)?;
+            let built =
+                build::provide(places, &wanted, &mut Steps::new(build::steps(wanted.len())))?;
+            if let Some(folder) = install_dir {
+                build::install(&built, &folder)?;
             }
-        }
-        if let (Some(filter), true) = (self.filter, outcome.tally == Tally::default()) {
-            outcome
-                .problems
-                .push(format!("no case has `{filter}` in its name"));
-        }
-        outcome
-    }
-}
-
-/// Saves what a guest left behind; says so if its last artefact is unfinished.
-fn keep_files(folder: &Path, console: &Path, stream: &Path) -> Result<Option<String>> {
-    fs::create_dir_all(folder)
-        .with_context(|| format!("failed to create {0}; `mkdir -p {0}`", folder.display()))?;
-    fs::copy(console, folder.join("console.log"))?;
-    let stream = fs::read(stream)?;
-    let (artefacts, unfinished) = artefacts::parse(&stream);
-    for artefact in artefacts {
-        fs::write(folder.join(artefact.name), artefact.data)?;
-    }
-    Ok(unfinished.then(|| "its last artefact is not whole".to_owned()))
-}
-
-fn show(boot: &Booted) {
-    let Booted {
-        name,
-        text,
-        report,
-        trouble,
-        time,
-        ..
-    } = boot;
-    println!(
-        "  {name:10} {} ({:.1} s)",
-        report.tally(),
-        time.as_secs_f64()
-    );
-    show_cases(report);
-    if let Some(trouble) = trouble {
-        println!("    {name}: {trouble}; from its console:");
-        for line in telling(text) {
-            println!("      {line}");
+            for kernel in &built {
+                println!("{:20} {}", kernel.variant.name, kernel.image().display());
+            }
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-/// The lines of a dead guest's console that tell most: from the kernel's first
-/// cry on, or the last ones if it died in silence.
-fn telling(console: &str) -> Vec<&str> {
-    let lines: Vec<&str> = console.lines().collect();
-    let cry = |line: &&str| {
-        ["Kernel panic", "BUG:", "Oops:"]
-            .iter()
-            .any(|cry| line.contains(cry))
-    };
-    let last = lines.len().saturating_sub(SHOWN_LINES);
-    let first = lines.iter().position(cry).map_or(last, |cry| cry.min(last));
-    lines[first..].iter().take(SHOWN_LINES).copied().collect()
-}
-
-/// Prints the cases that did not pass.
-pub(crate) fn show_cases(report: &Report) {
-    for case in &report.cases {
-        match &case.verdict {
-            Verdict::Failed(message) => println!("    {} FAILED: {message}", case.name),
-            Verdict::Skipped(reason) => println!("    {} skipped: {reason}", case.name),
-            Verdict::Passed | Verdict::Unfit(_) => (),
-        }
-        for detail in &case.details {
-            println!("      {detail}");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn panic_is_shown_from_its_first_line() {
-        let trace = "[    1.0]  ? frame\n".repeat(100);
-        let console = format!("boot\n[    1.0] Kernel panic - not syncing: x\n{trace}");
-        let shown = telling(&console);
-        assert!(shown[0].contains("not syncing") && shown.len() == SHOWN_LINES);
-    }
-
-    #[test]
-    fn silent_death_is_shown_by_the_last_lines() {
-        let shown = "line\n".repeat(100) + "running hold";
-        assert_eq!(telling(&shown).last(), Some(&"running hold"));
-        assert_eq!(telling("one line"), ["one line"]);
-    }
+fn variant(name: &str) -> Result<&'static Variant, String> {
+    variants::named(name).ok_or_else(|| {
+        let names: Vec<_> = build::all().iter().map(|variant| variant.name).collect();
+        format!("the table has {}", names.join(", "))
+    })
 }

@@ -4,7 +4,7 @@
 //! Out: [`Tools`], the paths of what was found or fetched. Everything fetched
 //! goes to the user's cache under a name that carries its version; the only
 //! changes elsewhere are the toolchain's link to the source of `core` and the
-//! QEMU package. Doing it twice is cheap, and works offline.
+//! machine's own packages of QEMU and of what compiles kernels. Doing it twice is cheap, and works offline.
 
 mod bpf_linker;
 mod core_source;
@@ -17,9 +17,12 @@ use std::{env, ffi::OsString, fs::File, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    lab::kernels::{self, Kernel},
+    lab::{
+        build::{self, variants},
+        kernels::{self, Kernel},
+    },
     places::Places,
-    steps::Steps,
+    steps::{Step, Steps},
 };
 
 /// What a build needs.
@@ -62,11 +65,20 @@ pub(crate) fn for_build(places: &Places) -> Result<Tools> {
 /// What all tests need: the build's tools, QEMU and the kernels.
 pub(crate) fn for_tests(places: &Places) -> Result<(Tools, Vec<Kernel>)> {
     let _lock = lock(places)?;
-    let mut steps = Steps::new(5);
+    let variants = variants::TESTED.into_iter().filter_map(variants::named);
+    let variants: Vec<_> = variants.collect();
+    let mut steps = Steps::new(5 + build::steps(variants.len()));
     let tools = build_steps(places, &mut steps)?;
     steps.run("QEMU", programs::qemu)?;
-    let kernels = steps.run("guest kernels", |step| kernels::provide(places, step))?;
+    let mut kernels = steps.run("guest kernels", |step| kernels::provide(places, step))?;
+    let built = build::provide(places, &variants, &mut steps)?;
+    kernels.extend(built.into_iter().map(Kernel::from));
     Ok((tools, kernels))
+}
+
+/// What compiling the lab's kernels needs.
+pub(crate) fn kernel_build_programs(step: &Step) -> Result<()> {
+    programs::kernel_build(step).map(|(installed, _)| installed)
 }
 
 fn build_steps(places: &Places, steps: &mut Steps) -> Result<Tools> {
@@ -81,7 +93,7 @@ fn build_steps(places: &Places, steps: &mut Steps) -> Result<Tools> {
 }
 
 /// One set-up at a time: two would fetch and build the same things.
-fn lock(places: &Places) -> Result<File> {
+pub(crate) fn lock(places: &Places) -> Result<File> {
     let path = places.cache.join("lock");
     let lock = File::create(&path)
         .with_context(|| format!("failed to create {0}; `rm -f {0}`", path.display()))?;

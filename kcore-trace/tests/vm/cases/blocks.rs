@@ -1,0 +1,104 @@
+//! What is counted of `vmap_block.lock` and of trylocks, by loads that only a module can make.
+//!
+//! `vm_map_ram` takes the lock of each block that it tries, and none when it makes a new one;
+//! `vm_unmap_ram` takes that of the block. `vm_unmap_aliases` takes those of all blocks with
+//! something to flush (`mm/vmalloc.c`, 6.1). `mem_dump_obj` tries the lock of the index.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::churn::{equal, may_lack};
+use crate::guest::{self, Guest, Outcome};
+use crate::tool::{self, Report};
+
+const LOOPS: u64 = 500;
+const THREADS: u64 = 2;
+const PAIRS: u64 = LOOPS * THREADS;
+const DUMPS: u64 = 20;
+
+/// Blocks that are looked at in vain, or made new: one has room for hundreds of pages, and each
+/// CPU has its own.
+const OTHER_BLOCKS: u64 = 40;
+
+/// Look-ups of areas while a module is loaded: for its memory's protection.
+const OTHER_LOOKUPS: u64 = 10;
+
+fn recorded(guest: &Guest, hooks: &str, parameters: &[String]) -> Result<Report> {
+    let path = tool::fresh("blocks");
+    let file = path.to_str().context("a path that is not UTF-8")?;
+    let module = guest.module("vmap_ram")?;
+    let mut args = vec!["record", "-o", file, "--hooks", hooks, "--"];
+    args.extend([tool::EXE, guest::LOAD_MODULE, &module]);
+    args.extend(parameters.iter().map(String::as_str));
+    let output = tool::run(&args)?;
+    println!("{}", tool::complaint(&output));
+    ensure!(output.status.success(), "{}", tool::complaint(&output));
+    let text = tool::run(&["report", file])?;
+    println!("{}", String::from_utf8_lossy(&text.stdout));
+    tool::report(&path)
+}
+
+fn blocks(guest: &Guest, hooks: &str) -> Result<Outcome> {
+    let parameters = [format!("loops={LOOPS}"), format!("threads={THREADS}")];
+    let report = recorded(guest, hooks, &parameters)?;
+    let lack = may_lack(&report);
+    for op in ["map_ram", "unmap_ram"] {
+        let count = report.op(op);
+        ensure!(
+            (PAIRS.saturating_sub(lack)..=PAIRS).contains(&count),
+            "{op}: {count} of {PAIRS}, {lack} may be lacking"
+        );
+    }
+    let rwsem_era = report.era().starts_with("rwsem");
+    let kind = if rwsem_era { "mutex" } else { "spinlock" };
+    for row in report.locks("vmap_block.lock") {
+        ensure!(row["kind"] == kind, "kind {} is not {kind}", row["kind"]);
+        ensure!(row["mode"] == "exclusive", "mode {}", row["mode"]);
+    }
+    let taken = |op| report.sum("vmap_block.lock", Some(op), None, "acquisitions");
+    equal("blocks of unmapped pages", taken("unmap_ram"), PAIRS)?;
+    let mapped = taken("map_ram");
+    ensure!(
+        mapped.abs_diff(PAIRS) <= OTHER_BLOCKS,
+        "blocks of mapped pages: {mapped}, not about {PAIRS}"
+    );
+    ensure!(taken("unmap_aliases") > 0, "no block was flushed");
+    let sum = |what| report.sum("vmap_block.lock", None, None, what);
+    equal("releases of blocks", sum("releases"), sum("acquisitions"))?;
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_blocks(guest: &mut Guest) -> Result<Outcome> {
+    blocks(guest, "fentry")
+}
+
+pub(crate) fn kprobe_blocks(guest: &mut Guest) -> Result<Outcome> {
+    blocks(guest, "kprobe")
+}
+
+fn trylocks(guest: &Guest, hooks: &str) -> Result<Outcome> {
+    let report = recorded(guest, hooks, &["loops=0".into(), format!("dumps={DUMPS}")])?;
+    let find = |what| report.sum("vmap_area_lock", Some("find"), Some("read"), what);
+    // Loading the module looks areas up too, and a trylock may fail.
+    let tried = find("acquisitions") + find("try_failed");
+    ensure!(
+        (DUMPS..=DUMPS + OTHER_LOOKUPS).contains(&tried),
+        "{tried} look-ups, of which {DUMPS} by trylock"
+    );
+    equal("releases", find("releases"), find("acquisitions"))?;
+    let shared = report.era().starts_with("rwsem");
+    for row in report
+        .locks("vmap_area_lock")
+        .filter(|row| row["op"] == "find")
+    {
+        ensure!((row["mode"] == "shared") == shared, "mode {}", row["mode"]);
+    }
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_trylocks(guest: &mut Guest) -> Result<Outcome> {
+    trylocks(guest, "fentry")
+}
+
+pub(crate) fn kprobe_trylocks(guest: &mut Guest) -> Result<Outcome> {
+    trylocks(guest, "kprobe")
+}

@@ -1,0 +1,109 @@
+//! A guest that compares: it follows a script of workloads instead of running cases.
+//!
+//! In: `/lab.json`, as `xtask/src/lab/workloads.rs` writes it. Out: for each step a line on the
+//! console as for a case, and as artefacts its recording, if it is recorded, and what the kernel
+//! said meanwhile.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+use crate::guest::{self, Guest, Outcome};
+use crate::tool;
+
+/// Where the script is in the initramfs.
+pub(crate) const PATH: &str = "/lab.json";
+
+/// One workload, once.
+#[derive(Deserialize)]
+pub(crate) struct Step {
+    pub(crate) name: String,
+    /// How much is recorded; nothing, if it only runs.
+    level: Option<String>,
+    /// A module whose loading is the work.
+    module: Option<String>,
+    #[serde(default)]
+    parameters: Vec<String>,
+    /// Arguments of `kcore-trace stress`, where no module is named.
+    #[serde(default)]
+    stress: Vec<String>,
+}
+
+pub(crate) fn read() -> Result<Vec<Step>> {
+    let text = std::fs::read(PATH).with_context(|| format!("failed to read {PATH}"))?;
+    serde_json::from_slice(&text).with_context(|| format!("{PATH} is no script"))
+}
+
+impl Step {
+    pub(crate) fn run(&self, guest: &mut Guest) -> Result<Outcome> {
+        let Some(work) = self.work(guest)? else {
+            return Ok(Outcome::Skipped(
+                "this kernel was not built with the module".into(),
+            ));
+        };
+        kernel_log()?;
+        let done = match &self.level {
+            Some(level) => self.recorded(guest, level, &work),
+            None => bare(&work),
+        };
+        // What the kernel said matters most when the work failed.
+        let log = kernel_log()?;
+        guest.artefact(&format!("{}.log", self.name), &log)?;
+        done.map(|()| Outcome::Passed)
+    }
+
+    /// The command that does the work; nothing where the kernel lacks the module.
+    fn work(&self, guest: &Guest) -> Result<Option<Vec<String>>> {
+        let Some(module) = &self.module else {
+            let mut words = vec![tool::EXE.to_owned(), guest::TOOL.into(), "stress".into()];
+            words.extend(self.stress.iter().cloned());
+            return Ok(Some(words));
+        };
+        let Ok(file) = guest.module(module) else {
+            return Ok(None);
+        };
+        ensure!(Path::new(&file).exists(), "{file} is not in the initramfs");
+        let mut words = vec![tool::EXE.to_owned(), guest::LOAD_MODULE.into(), file];
+        words.extend(self.parameters.iter().cloned());
+        Ok(Some(words))
+    }
+
+    fn recorded(&self, guest: &mut Guest, level: &str, work: &[String]) -> Result<()> {
+        let path = tool::fresh(&self.name);
+        let file = path.to_str().context("a path that is not UTF-8")?;
+        let mut args = vec!["record", "-o", file, "--level", level, "--"];
+        args.extend(work.iter().map(String::as_str));
+        let output = tool::run(&args)?;
+        println!("{}", tool::complaint(&output));
+        if let Ok(recording) = std::fs::read(&path) {
+            guest.artefact(&format!("{}.kct", self.name), &recording)?;
+            std::fs::remove_file(&path)?;
+        }
+        ensure!(output.status.success(), "{}", tool::complaint(&output));
+        Ok(())
+    }
+}
+
+fn bare(work: &[String]) -> Result<()> {
+    let (program, args) = work.split_first().context("an empty command")?;
+    let mut command = std::process::Command::new(program);
+    let output = command.args(args).stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{}", tool::complaint(&output));
+    Ok(())
+}
+
+/// What the kernel said since the last call.
+fn kernel_log() -> Result<Vec<u8>> {
+    /// `SYSLOG_ACTION_READ_CLEAR` of syslog(2).
+    const READ_AND_CLEAR: i32 = 4;
+    let mut log = vec![0u8; 1 << 20];
+    // SAFETY: the buffer is as long as it is said to be.
+    let read = unsafe { libc::klogctl(READ_AND_CLEAR, log.as_mut_ptr().cast(), log.len() as i32) };
+    let read = usize::try_from(read)
+        .map_err(|_| std::io::Error::last_os_error())
+        .context("failed to read the kernel's log")?;
+    log.truncate(read);
+    Ok(log)
+}

@@ -1,0 +1,308 @@
+//! The tests that need a kernel, on every kernel of the table.
+//!
+//! In: the static guest binary and the kernels. Out: the verdict of every case
+//! on every boot, the guests' artefacts, and what went wrong beside failed
+//! cases. A guest that panics or hangs fails the run and stops no other guest.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    artefacts,
+    build::variants::Variant,
+    initramfs,
+    kernels::Kernel,
+    protocol::{self, Report, Verdict},
+    qemu::{self, Ending, Files, Machine},
+    schedule,
+};
+use crate::{places::Places, tally::Tally};
+
+/// Lines of the console shown when a guest did not reach its end.
+const SHOWN_LINES: usize = 30;
+
+/// A shape of the emulated machine; cases can ask for a number of CPUs.
+struct Config {
+    name: &'static str,
+    cpus: u32,
+}
+
+const CONFIGS: [Config; 2] = [
+    Config {
+        name: "smp4",
+        cpus: 4,
+    },
+    Config {
+        name: "up",
+        cpus: 1,
+    },
+];
+
+/// What to boot and how.
+pub(crate) struct Cases<'a> {
+    pub(crate) kernels: Vec<Kernel>,
+    /// Only cases whose name contains this.
+    pub(crate) filter: Option<&'a str>,
+    /// Where to put console logs and artefacts to keep.
+    pub(crate) keep: Option<&'a Path>,
+    pub(crate) timeout: Duration,
+    /// Whether `kernels` is the whole table, so that a case which ran on none of
+    /// them runs nowhere.
+    pub(crate) complete: bool,
+}
+
+/// The sum of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) tally: Tally,
+    /// One line for each thing that must fail the run.
+    pub(crate) problems: Vec<String>,
+}
+
+struct Boot {
+    kernel: Kernel,
+    config: &'static Config,
+}
+
+impl Boot {
+    fn name(&self) -> String {
+        format!("{}-{}", self.kernel.line, self.config.name)
+    }
+}
+
+/// A finished boot.
+struct Booted {
+    name: String,
+    line: &'static str,
+    console: PathBuf,
+    text: String,
+    report: Report,
+    trouble: Option<String>,
+    time: Duration,
+}
+
+impl Booted {
+    /// Why this boot fails the run, if it does.
+    fn problem(&self) -> Option<String> {
+        let failed = self.report.tally().failed;
+        let failed = (failed > 0).then(|| format!("{failed} cases failed"));
+        let why = self.trouble.clone().or(failed)?;
+        let (name, console, line) = (&self.name, self.console.display(), self.line);
+        Some(format!(
+            "{name}: {why}; see {console}; again: `cargo xtask test --vm-only --kernel {line}`"
+        ))
+    }
+}
+
+impl Cases<'_> {
+    /// Boots every kernel in every configuration.
+    pub(crate) fn run(&self, places: &Places, guest: &Path) -> Result<Outcome> {
+        let folder = places.target.join("lab");
+        fs::create_dir_all(&folder)?;
+        let initramfs = folder.join("initramfs");
+        let binary =
+            fs::read(guest).with_context(|| format!("failed to read {}", guest.display()))?;
+        fs::write(&initramfs, with_modules(&binary, &self.kernels)?)?;
+
+        let boots = CONFIGS.iter().flat_map(|config| {
+            self.kernels.iter().map(move |kernel| Boot {
+                kernel: kernel.clone(),
+                config,
+            })
+        });
+        let mut booted = Vec::new();
+        schedule::run(
+            boots.collect(),
+            |boot| self.boot(&boot, &folder, &initramfs),
+            |result| {
+                if let Ok(boot) = &result {
+                    show(boot);
+                }
+                booted.push(result);
+            },
+        );
+        let booted = booted.into_iter().collect::<Result<Vec<_>>>()?;
+        Ok(self.sum(&booted))
+    }
+
+    fn boot(&self, boot: &Boot, folder: &Path, initramfs: &Path) -> Result<Booted> {
+        let name = boot.name();
+        let (console, stream) = (format!("{name}.console"), format!("{name}.artefacts"));
+        let filter = self
+            .filter
+            .map(|filter| format!(" kcore_trace.filter={filter}"));
+        let variant = boot.kernel.built.as_ref().map(|built| {
+            let Variant { name, era, .. } = built.variant;
+            format!(" kcore_trace.variant={name} kcore_trace.era={era}")
+        });
+        let machine = Machine {
+            kernel: &boot.kernel.image,
+            initramfs,
+            cpus: boot.config.cpus,
+            words: format!(
+                "kcore_trace.config={}{}{}",
+                boot.config.name,
+                variant.unwrap_or_default(),
+                filter.unwrap_or_default()
+            ),
+            timeout: self.timeout,
+        };
+        let began = Instant::now();
+        let ending = qemu::boot(
+            &machine,
+            &Files {
+                folder,
+                console: &console,
+                artefacts: &stream,
+            },
+        )?;
+        let time = began.elapsed();
+
+        let (console, stream) = (folder.join(console), folder.join(stream));
+        let text = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
+        let report = Report::from_console(&text);
+        let mut trouble = match ending {
+            Ending::Left => report.trouble(),
+            Ending::Failed(status) => Some(format!("QEMU failed with {status}")),
+            Ending::TimedOut => Some(format!("it was stopped after {} s", time.as_secs())),
+        };
+        if let Some(keep) = self.keep {
+            let unfinished = keep_files(&keep.join(&name), &console, &stream)?;
+            trouble = trouble.or(unfinished);
+        }
+        Ok(Booted {
+            line: boot.kernel.line,
+            name,
+            console,
+            text,
+            report,
+            trouble,
+            time,
+        })
+    }
+
+    fn sum(&self, booted: &[Booted]) -> Outcome {
+        let mut outcome = Outcome::default();
+        for boot in booted {
+            outcome.tally += boot.report.tally();
+            outcome.tally.failed += u64::from(boot.trouble.is_some());
+            outcome.problems.extend(boot.problem());
+        }
+        if self.complete {
+            for (case, reason) in protocol::never_run(booted.iter().map(|boot| &boot.report)) {
+                outcome.tally.failed += 1;
+                outcome
+                    .problems
+                    .push(format!("case {case} ran on no kernel: {reason}"));
+            }
+        }
+        if let (Some(filter), true) = (self.filter, outcome.tally == Tally::default()) {
+            outcome
+                .problems
+                .push(format!("no case has `{filter}` in its name"));
+        }
+        outcome
+    }
+}
+
+/// The initramfs of every guest: the same for all kernels, with the modules of those that have
+/// some.
+fn with_modules(binary: &[u8], kernels: &[Kernel]) -> Result<Vec<u8>> {
+    let mut folders = vec!["modules".to_owned()];
+    let mut files = Vec::new();
+    for built in kernels.iter().filter_map(|kernel| kernel.built.as_ref()) {
+        let (folder, modules) = built.files()?;
+        folders.push(folder);
+        files.extend(modules);
+    }
+    Ok(initramfs::with_init(binary, &folders, &files))
+}
+
+/// Saves what a guest left behind; says so if its last artefact is unfinished.
+fn keep_files(folder: &Path, console: &Path, stream: &Path) -> Result<Option<String>> {
+    fs::create_dir_all(folder)
+        .with_context(|| format!("failed to create {0}; `mkdir -p {0}`", folder.display()))?;
+    fs::copy(console, folder.join("console.log"))?;
+    let stream = fs::read(stream)?;
+    let (artefacts, unfinished) = artefacts::parse(&stream);
+    for artefact in artefacts {
+        fs::write(folder.join(artefact.name), artefact.data)?;
+    }
+    Ok(unfinished.then(|| "its last artefact is not whole".to_owned()))
+}
+
+fn show(boot: &Booted) {
+    let Booted {
+        name,
+        text,
+        report,
+        trouble,
+        time,
+        ..
+    } = boot;
+    println!(
+        "  {name:15} {} ({:.1} s)",
+        report.tally(),
+        time.as_secs_f64()
+    );
+    show_cases(report);
+    if let Some(trouble) = trouble {
+        println!("    {name}: {trouble}; from its console:");
+        for line in telling(text) {
+            println!("      {line}");
+        }
+    }
+}
+
+/// The lines of a dead guest's console that tell most: from the kernel's first
+/// cry on, or the last ones if it died in silence.
+fn telling(console: &str) -> Vec<&str> {
+    let lines: Vec<&str> = console.lines().collect();
+    let cry = |line: &&str| {
+        ["Kernel panic", "BUG:", "Oops:"]
+            .iter()
+            .any(|cry| line.contains(cry))
+    };
+    let last = lines.len().saturating_sub(SHOWN_LINES);
+    let first = lines.iter().position(cry).map_or(last, |cry| cry.min(last));
+    lines[first..].iter().take(SHOWN_LINES).copied().collect()
+}
+
+/// Prints the cases that did not pass.
+pub(crate) fn show_cases(report: &Report) {
+    for case in &report.cases {
+        match &case.verdict {
+            Verdict::Failed(message) => println!("    {} FAILED: {message}", case.name),
+            Verdict::Skipped(reason) => println!("    {} skipped: {reason}", case.name),
+            Verdict::Passed | Verdict::Unfit(_) => (),
+        }
+        for detail in &case.details {
+            println!("      {detail}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panic_is_shown_from_its_first_line() {
+        let trace = "[    1.0]  ? frame\n".repeat(100);
+        let console = format!("boot\n[    1.0] Kernel panic - not syncing: x\n{trace}");
+        let shown = telling(&console);
+        assert!(shown[0].contains("not syncing") && shown.len() == SHOWN_LINES);
+    }
+
+    #[test]
+    fn silent_death_is_shown_by_the_last_lines() {
+        let shown = "line\n".repeat(100) + "running hold";
+        assert_eq!(telling(&shown).last(), Some(&"running hold"));
+        assert_eq!(telling("one line"), ["one line"]);
+    }
+}

@@ -1,0 +1,170 @@
+//! What runs on every kernel of a comparison.
+//!
+//! Owns the table; a new workload is a new row. Out: the script that a guest follows, as JSON in
+//! its initramfs (`kcore-trace/tests/vm/script.rs` reads it).
+
+use serde_json::{Value, json};
+
+/// Work of an exact size.
+#[derive(Debug)]
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    work: Work,
+    /// Part of a quick run.
+    pub(crate) quick: bool,
+}
+
+#[derive(Debug)]
+enum Work {
+    /// The kernel's own benchmark: mask of tests, threads, loops of each test.
+    TestVmalloc {
+        mask: u32,
+        threads: u32,
+        loops: u32,
+    },
+    /// `kcore-trace stress` with these arguments.
+    Stress(&'static str),
+}
+
+const fn test_vmalloc(
+    name: &'static str,
+    about: &'static str,
+    mask: u32,
+    threads: u32,
+    loops: u32,
+) -> Workload {
+    Workload {
+        name,
+        about,
+        work: Work::TestVmalloc {
+            mask,
+            threads,
+            loops,
+        },
+        quick: false,
+    }
+}
+
+const fn stress(name: &'static str, about: &'static str, args: &'static str) -> Workload {
+    Workload {
+        name,
+        about,
+        work: Work::Stress(args),
+        quick: false,
+    }
+}
+
+impl Workload {
+    const fn also_quick(mut self) -> Self {
+        self.quick = true;
+        self
+    }
+
+    /// Whether it can run only where `test_vmalloc` was built: not on Debian's own kernels.
+    pub(crate) fn needs_module(&self) -> bool {
+        matches!(self.work, Work::TestVmalloc { .. })
+    }
+}
+
+/// The tests of `lib/test_vmalloc.c` (6.1) that the patch's author ran, each on its own as
+/// `test_vmalloc.sh` does, and loads of `kcore-trace stress`.
+pub(crate) const WORKLOADS: [Workload; 15] = [
+    test_vmalloc("fix_size-1", "fix_size_alloc_test", 1, 1, 10_000).also_quick(),
+    test_vmalloc("fix_size-4", "fix_size_alloc_test", 1, 4, 5_000).also_quick(),
+    test_vmalloc("full_fit-1", "full_fit_alloc_test", 2, 1, 3_000),
+    test_vmalloc("full_fit-4", "full_fit_alloc_test", 2, 4, 1_000),
+    test_vmalloc("long_busy_list-1", "long_busy_list_alloc_test", 4, 1, 500),
+    test_vmalloc("long_busy_list-4", "long_busy_list_alloc_test", 4, 4, 200),
+    test_vmalloc("random_size-1", "random_size_alloc_test", 8, 1, 1_000),
+    test_vmalloc("random_size-4", "random_size_alloc_test", 8, 4, 300),
+    test_vmalloc("random_size_align-1", "random_size_align_alloc_test", 32, 1, 1_000),
+    test_vmalloc("random_size_align-4", "random_size_align_alloc_test", 32, 4, 300),
+    test_vmalloc("all-1", "the five tests together", 1 | 2 | 4 | 8 | 32, 1, 500),
+    test_vmalloc("all-4", "the five tests together", 1 | 2 | 4 | 8 | 32, 4, 200),
+    stress(
+        "kcore",
+        "a reader of /proc/kcore against three allocators",
+        "--kcore 1 --maps 3 --ops 1000",
+    )
+    .also_quick(),
+    stress(
+        "vmallocinfo",
+        "a reader of /proc/vmallocinfo against three allocators",
+        "--vmallocinfo 1 --maps 3 --ops 200",
+    ),
+    stress(
+        "untouched",
+        "a reader of /proc/kcore into memory that it never touched, against three allocators",
+        "--kcore 1 --untouched --maps 3 --ops 1000",
+    ),
+];
+
+/// The workload of this name.
+pub(crate) fn named(name: &str) -> Option<&'static Workload> {
+    WORKLOADS.iter().find(|workload| workload.name == name)
+}
+
+/// What a guest does: each workload first as it is, where that tells something, then recorded.
+pub(crate) fn script(workloads: &[&Workload], level: &str) -> Value {
+    let steps = workloads.iter().flat_map(|workload| {
+        let bare = workload
+            .needs_module()
+            .then(|| step(workload, &untraced(workload.name), None));
+        bare.into_iter()
+            .chain([step(workload, workload.name, Some(level))])
+    });
+    Value::Array(steps.collect())
+}
+
+/// The name of the step of a workload that is not recorded.
+pub(crate) fn untraced(name: &str) -> String {
+    format!("{name}.untraced")
+}
+
+fn step(workload: &Workload, name: &str, level: Option<&str>) -> Value {
+    match workload.work {
+        Work::TestVmalloc {
+            mask,
+            threads,
+            loops,
+        } => json!({
+            "name": name,
+            "level": level,
+            "module": "test_vmalloc",
+            "parameters": [
+                format!("run_test_mask={mask}"),
+                format!("nr_threads={threads}"),
+                format!("test_loop_count={loops}"),
+                "sequential_test_order=1",
+            ],
+        }),
+        Work::Stress(args) => json!({
+            "name": name,
+            "level": level,
+            "stress": args.split(' ').collect::<Vec<_>>(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_can_be_folders() {
+        for workload in &WORKLOADS {
+            assert!(std::ptr::eq(named(workload.name).unwrap(), workload));
+            assert!(workload.name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)));
+        }
+    }
+
+    #[test]
+    fn a_benchmark_is_run_bare_before_it_is_recorded() {
+        let steps = script(&[named("fix_size-1").unwrap(), named("kcore").unwrap()], "full");
+        let names: Vec<_> = (0..3).map(|index| steps[index]["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["fix_size-1.untraced", "fix_size-1", "kcore"]);
+        assert!(steps[0]["level"].is_null() && steps[1]["level"] == "full");
+        assert_eq!(steps[2]["stress"][0], "--kcore");
+    }
+}
