@@ -154,7 +154,7 @@ pub struct SiteRange {
     pub end: u64,
     /// The op that the function belongs to, where no op is known to be going on.
     pub op: u32,
-    /// [`crate::words::Intent`] of an acquisition in it.
+    /// [`crate::words::Intent`] of an acquisition of an index lock in it.
     pub intent: u32,
     /// Whether it may take a `vmap_block.lock`.
     pub takes_block_lock: u32,

@@ -91,6 +91,18 @@ impl Session {
         PerCpuArray::try_from(map).with_context(|| format!("map `{name}` has another type"))
     }
 
+    /// A per-CPU array of the object, for writing.
+    pub(crate) fn per_cpu_mut<T: Pod>(
+        &mut self,
+        name: &str,
+    ) -> Result<PerCpuArray<&mut MapData, T>> {
+        let map = self
+            .object
+            .map_mut(name)
+            .with_context(|| format!("no map `{name}`"))?;
+        PerCpuArray::try_from(map).with_context(|| format!("map `{name}` has another type"))
+    }
+
     /// An array of the object.
     pub(crate) fn array<T: Pod>(&self, name: &str) -> Result<Array<&MapData, T>> {
         let map = self

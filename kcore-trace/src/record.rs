@@ -97,8 +97,7 @@ impl Recorder {
         let mut session = Session::start(plan, facts, addresses)?;
         let mut snapshots = Snapshots::prepare(&mut session)?;
         let header = header(options, &session.plan, facts);
-        // What was counted while hooks were being attached is half of the truth.
-        snapshots.take(&mut session)?;
+        snapshots.begin(&mut session)?;
         Ok(Self {
             session,
             snapshots,

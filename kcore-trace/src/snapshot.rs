@@ -69,6 +69,48 @@ impl Snapshots {
         Ok(snapshots)
     }
 
+    /// From here on it is measured.
+    ///
+    /// What was counted while hooks were being attached is half of the truth. Counters are
+    /// subtracted; extremes, which nothing can be subtracted from, are set back, once: a sample
+    /// that a program is just writing may be lost with them, and is before the beginning.
+    pub fn begin(&mut self, session: &mut Session) -> Result<()> {
+        let mut cells = session.per_cpu_mut::<CellValue>("CELLS")?;
+        for index in 0..cell::COUNT as u32 {
+            let values = cells
+                .get(&index, 0)
+                .context("failed to read the counters")?;
+            if sum_cells(&values) == CellCounters::default() {
+                continue;
+            }
+            let forgot = values.iter().map(|CellValue(cpu)| {
+                CellValue(CellCounters {
+                    wait: without_extremes(&cpu.wait),
+                    hold: without_extremes(&cpu.hold),
+                    ..*cpu
+                })
+            });
+            let forgot = PerCpuValues::try_from(forgot.collect::<Vec<_>>())?;
+            cells.set(index, forgot, 0).context("failed to begin")?;
+        }
+        let mut ops = session.per_cpu_mut::<OpValue>("OPS")?;
+        for &op in Op::ALL {
+            let values = ops
+                .get(&(op as u32), 0)
+                .context("failed to read the op counters")?;
+            let forgot = values.iter().map(|OpValue(cpu)| {
+                OpValue(OpCounters {
+                    latency: without_extremes(&cpu.latency),
+                    ..*cpu
+                })
+            });
+            let forgot = PerCpuValues::try_from(forgot.collect::<Vec<_>>())?;
+            ops.set(op as u32, forgot, 0).context("failed to begin")?;
+        }
+        self.take(session)?;
+        Ok(())
+    }
+
     /// What was counted since the last call.
     pub fn take(&mut self, session: &mut Session) -> Result<Measured> {
         let cells = self.read_cells(session)?;
@@ -274,6 +316,14 @@ fn distribution(
     Distribution::from_buckets(exact, buckets)
 }
 
+fn without_extremes(durations: &Durations) -> Durations {
+    Durations {
+        inverted_min_ns: 0,
+        max_ns: 0,
+        ..*durations
+    }
+}
+
 fn sum_cells(values: &PerCpuValues<CellValue>) -> CellCounters {
     let mut sum = CellCounters::default();
     for CellValue(cpu) in values.iter() {
@@ -347,8 +397,12 @@ fn expected_series(plan: &Plan) -> Vec<usize> {
 const fn expected_cells(lock: Lock) -> &'static [(Intent, Op)] {
     use Intent::{Read as R, Write as W};
     use Op::{Alloc, Find, Free, MapRam, Pcpu, Purge, UnmapAliases, UnmapRam, Vmallocinfo, Vread};
+    // A new block is an area, and an empty one is freed wherever that is found out.
     match lock {
         Lock::VmapArea => &[
+            (W, MapRam),
+            (W, UnmapAliases),
+            (W, Purge),
             (W, Alloc),
             (R, Free),
             (W, Free),
@@ -366,7 +420,13 @@ const fn expected_cells(lock: Lock) -> &'static [(Intent, Op)] {
             (W, UnmapAliases),
             (W, MapRam),
         ],
-        Lock::PurgeVmapArea => &[(W, Free), (W, Purge), (R, Vmallocinfo), (W, UnmapAliases)],
+        Lock::PurgeVmapArea => &[
+            (W, Free),
+            (W, Purge),
+            (R, Vmallocinfo),
+            (W, UnmapAliases),
+            (W, UnmapRam),
+        ],
         // Freeing memory that was executable flushes lazy mappings at once, as purging does.
         Lock::VmapPurge => &[
             (W, Purge),
@@ -381,6 +441,7 @@ const fn expected_cells(lock: Lock) -> &'static [(Intent, Op)] {
             (W, Purge),
             (W, Free),
             (W, UnmapAliases),
+            (R, Vread),
         ],
         Lock::NodeBusy => &[
             (W, Alloc),
@@ -389,9 +450,19 @@ const fn expected_cells(lock: Lock) -> &'static [(Intent, Op)] {
             (R, Vread),
             (R, Vmallocinfo),
             (W, Pcpu),
+            (W, MapRam),
             (R, UnmapRam),
+            (W, UnmapRam),
+            (W, UnmapAliases),
+            (W, Purge),
         ],
-        Lock::NodeLazy => &[(W, Free), (W, Purge), (R, Vmallocinfo), (W, UnmapRam)],
+        Lock::NodeLazy => &[
+            (W, Free),
+            (W, Purge),
+            (R, Vmallocinfo),
+            (W, UnmapRam),
+            (W, UnmapAliases),
+        ],
         Lock::NodePool => &[(W, Alloc), (W, Purge), (W, Free), (W, UnmapAliases)],
         Lock::Kclist => &[(R, Vread)],
     }

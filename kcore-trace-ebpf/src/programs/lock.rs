@@ -36,9 +36,12 @@ fn now() -> u64 {
 
 #[inline(always)]
 fn cell_of(taken: Taken, site: Site, op: u32) -> u32 {
-    let intent = match taken.mode {
-        Mode::Shared => Intent::Read as u32,
-        Mode::Exclusive => site.intent,
+    let intent = match (taken.mode, taken.lock) {
+        (Mode::Shared, _) => Intent::Read as u32,
+        // A site's intent is about the index: of a block everybody but a reader of /proc/kcore
+        // changes something.
+        (_, Lock::VmapBlock) if site.op != Op::Vread as u32 => Intent::Write as u32,
+        _ => site.intent,
     };
     let first = cell::index(taken.lock, taken.mode, Intent::Read, Op::Other) as u32;
     first + intent * Op::COUNT as u32 + op

@@ -53,6 +53,7 @@ fn blocks(guest: &Guest, hooks: &str) -> Result<Outcome> {
     for row in report.locks("vmap_block.lock") {
         ensure!(row["kind"] == kind, "kind {} is not {kind}", row["kind"]);
         ensure!(row["mode"] == "exclusive", "mode {}", row["mode"]);
+        ensure!(row["intent"] == "write", "intent {}", row["intent"]);
     }
     let taken = |op| report.sum("vmap_block.lock", Some(op), None, "acquisitions");
     equal("blocks of unmapped pages", taken("unmap_ram"), PAIRS)?;
@@ -64,6 +65,7 @@ fn blocks(guest: &Guest, hooks: &str) -> Result<Outcome> {
     ensure!(taken("unmap_aliases") > 0, "no block was flushed");
     let sum = |what| report.sum("vmap_block.lock", None, None, what);
     equal("releases of blocks", sum("releases"), sum("acquisitions"))?;
+    equal("samples without a histogram", report.loss("map_full"), 0)?;
     Ok(Outcome::Passed)
 }
 

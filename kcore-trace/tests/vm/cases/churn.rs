@@ -144,11 +144,12 @@ fn holds(report: &Report) -> Result<Outcome> {
     let (mut taken, mut released) = (0, 0);
     for row in report.rows("locks").filter(|row| !row["hold"].is_null()) {
         let number = |what: &str| row[what].as_u64().unwrap_or(0);
-        equal(
-            "holds of a row",
-            row["hold"]["count"].as_u64().unwrap_or(0),
-            number("releases"),
-        )?;
+        let hold = |what: &str| row["hold"][what].as_u64().unwrap_or(0);
+        equal("holds of a row", hold("count"), number("releases"))?;
+        ensure!(
+            hold("max_ns") <= hold("sum_ns"),
+            "an extreme from before the beginning: {row}"
+        );
         taken += number("acquisitions");
         released += number("releases");
     }
