@@ -107,7 +107,10 @@ impl Cases<'_> {
         let initramfs = folder.join("initramfs");
         let binary =
             fs::read(guest).with_context(|| format!("failed to read {}", guest.display()))?;
-        fs::write(&initramfs, with_modules(&binary, &self.kernels)?)?;
+        fs::write(
+            &initramfs,
+            initramfs::with_modules(&binary, &self.kernels, Vec::new())?,
+        )?;
 
         let boots = CONFIGS.iter().flat_map(|config| {
             self.kernels.iter().map(move |kernel| Boot {
@@ -136,20 +139,12 @@ impl Cases<'_> {
         let filter = self
             .filter
             .map(|filter| format!(" kcore_trace.filter={filter}"));
-        let variant = boot.kernel.built.as_ref().map(|built| {
-            let Variant { name, era, .. } = built.variant;
-            format!(" kcore_trace.variant={name} kcore_trace.era={era}")
-        });
         let machine = Machine {
             kernel: &boot.kernel.image,
             initramfs,
             cpus: boot.config.cpus,
-            words: format!(
-                "kcore_trace.config={}{}{}",
-                boot.config.name,
-                variant.unwrap_or_default(),
-                filter.unwrap_or_default()
-            ),
+            counts_instructions: false,
+            words: words(boot.config.name, &boot.kernel) + &filter.unwrap_or_default(),
             timeout: self.timeout,
         };
         let began = Instant::now();
@@ -210,17 +205,14 @@ impl Cases<'_> {
     }
 }
 
-/// The initramfs of every guest: the same for all kernels, with the modules of those that have
-/// some.
-fn with_modules(binary: &[u8], kernels: &[Kernel]) -> Result<Vec<u8>> {
-    let mut folders = vec!["modules".to_owned()];
-    let mut files = Vec::new();
-    for built in kernels.iter().filter_map(|kernel| kernel.built.as_ref()) {
-        let (folder, modules) = built.files()?;
-        folders.push(folder);
-        files.extend(modules);
+/// What a guest is told of itself on the kernel's command line.
+pub(crate) fn words(config: &str, kernel: &Kernel) -> String {
+    let mut words = format!("kcore_trace.config={config}");
+    if let Some(built) = &kernel.built {
+        let Variant { name, era, .. } = built.variant;
+        words += &format!(" kcore_trace.variant={name} kcore_trace.era={era}");
     }
-    Ok(initramfs::with_init(binary, &folders, &files))
+    words
 }
 
 /// Saves what a guest left behind; says so if its last artefact is unfinished.

@@ -1,7 +1,11 @@
 //! The guest's file system: a cpio archive in the kernel's "newc" format.
 //!
 //! In: the guest's binary and the modules of kernels. Out: the bytes of an
-//! initramfs with `/init`, the mount points and a console, uncompressed. Pure.
+//! initramfs with `/init`, the mount points and a console, uncompressed.
+
+use anyhow::Result;
+
+use super::kernels::Kernel;
 
 /// A file's type and permissions, as in `st_mode`.
 const FOLDER: u32 = 0o040_755;
@@ -17,7 +21,7 @@ const CONSOLE: (u32, u32) = (5, 1);
 pub(crate) type Extra = (String, Vec<u8>);
 
 /// An initramfs whose only program is `init`. A folder has to stand before what is in it.
-pub(crate) fn with_init(init: &[u8], folders: &[String], extras: &[Extra]) -> Vec<u8> {
+fn with_init(init: &[u8], folders: &[String], extras: &[Extra]) -> Vec<u8> {
     let mut archive = Archive {
         bytes: Vec::with_capacity(init.len() + 4096),
         files: 0,
@@ -35,6 +39,22 @@ pub(crate) fn with_init(init: &[u8], folders: &[String], extras: &[Extra]) -> Ve
     archive.add("init", PROGRAM, (0, 0), init);
     archive.add("TRAILER!!!", 0, (0, 0), &[]);
     archive.bytes
+}
+
+/// The initramfs of every guest: the same for all kernels, with the modules of those that have
+/// some.
+pub(crate) fn with_modules(
+    init: &[u8],
+    kernels: &[Kernel],
+    mut extras: Vec<Extra>,
+) -> Result<Vec<u8>> {
+    let mut folders = vec!["modules".to_owned()];
+    for built in kernels.iter().filter_map(|kernel| kernel.built.as_ref()) {
+        let (folder, modules) = built.files()?;
+        folders.push(folder);
+        extras.extend(modules);
+    }
+    Ok(with_init(init, &folders, &extras))
 }
 
 struct Archive {

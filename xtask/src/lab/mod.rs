@@ -1,7 +1,7 @@
 //! The VM lab: emulated machines, the kernels that they boot, and what is run on them.
 //!
 //! [`kernels`] are Debian's own, [`build`] makes others of one source; [`cases`] runs the tests on
-//! them. [`qemu`], [`initramfs`], [`artefacts`], [`protocol`] and [`schedule`] are the machinery.
+//! them, [`run`] the [`workloads`] of a comparison. [`qemu`], [`initramfs`], [`artefacts`], [`protocol`] and [`schedule`] are the machinery.
 
 mod artefacts;
 pub(crate) mod build;
@@ -10,7 +10,9 @@ mod initramfs;
 pub(crate) mod kernels;
 pub(crate) mod protocol;
 mod qemu;
+mod run;
 mod schedule;
+mod workloads;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -32,6 +34,8 @@ pub(crate) enum Chore {
         #[arg(long, value_name = "DIR")]
         install_dir: Option<PathBuf>,
     },
+    /// Run the same work on several kernels, in turns, recorded
+    Run(run::Options),
 }
 
 /// The command `cargo xtask lab`.
@@ -57,6 +61,7 @@ pub(crate) fn run(places: &Places, chore: Chore) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Chore::Run(options) => run::command(places, &options),
     }
 }
 

@@ -25,6 +25,9 @@ pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) cpus: u32,
+    /// Whether the guest's clock counts executed instructions, one a nanosecond: what the host
+    /// does meanwhile then changes nothing.
+    pub(crate) counts_instructions: bool,
     /// Words for the kernel's command line beside those of every boot.
     pub(crate) words: String,
     pub(crate) timeout: Duration,
@@ -84,6 +87,7 @@ fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
         kernel,
         initramfs,
         cpus,
+        counts_instructions,
         words,
         timeout: _,
     } = machine;
@@ -108,6 +112,9 @@ fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec();
+    if *counts_instructions {
+        arguments.extend(["-icount", "shift=0,sleep=off"].map(str::to_owned));
+    }
     arguments.extend(["-serial".to_owned(), format!("file:{artefacts}")]);
     arguments.extend(["-smp".to_owned(), cpus.to_string()]);
     arguments.extend(["-kernel".to_owned(), kernel.display().to_string()]);
@@ -129,6 +136,7 @@ mod tests {
             kernel: Path::new("/k"),
             initramfs: Path::new("/i"),
             cpus: 4,
+            counts_instructions: false,
             words: "kcore_trace.config=smp4".to_owned(),
             timeout: Duration::from_secs(1),
         };

@@ -18,11 +18,7 @@ pub(crate) struct Workload {
 #[derive(Debug)]
 enum Work {
     /// The kernel's own benchmark: mask of tests, threads, loops of each test.
-    TestVmalloc {
-        mask: u32,
-        threads: u32,
-        loops: u32,
-    },
+    TestVmalloc { mask: u32, threads: u32, loops: u32 },
     /// `kcore-trace stress` with these arguments.
     Stress(&'static str),
 }
@@ -78,10 +74,34 @@ pub(crate) const WORKLOADS: [Workload; 15] = [
     test_vmalloc("long_busy_list-4", "long_busy_list_alloc_test", 4, 4, 200),
     test_vmalloc("random_size-1", "random_size_alloc_test", 8, 1, 1_000),
     test_vmalloc("random_size-4", "random_size_alloc_test", 8, 4, 300),
-    test_vmalloc("random_size_align-1", "random_size_align_alloc_test", 32, 1, 1_000),
-    test_vmalloc("random_size_align-4", "random_size_align_alloc_test", 32, 4, 300),
-    test_vmalloc("all-1", "the five tests together", 1 | 2 | 4 | 8 | 32, 1, 500),
-    test_vmalloc("all-4", "the five tests together", 1 | 2 | 4 | 8 | 32, 4, 200),
+    test_vmalloc(
+        "random_size_align-1",
+        "random_size_align_alloc_test",
+        32,
+        1,
+        1_000,
+    ),
+    test_vmalloc(
+        "random_size_align-4",
+        "random_size_align_alloc_test",
+        32,
+        4,
+        300,
+    ),
+    test_vmalloc(
+        "all-1",
+        "the five tests together",
+        1 | 2 | 4 | 8 | 32,
+        1,
+        500,
+    ),
+    test_vmalloc(
+        "all-4",
+        "the five tests together",
+        1 | 2 | 4 | 8 | 32,
+        4,
+        200,
+    ),
     stress(
         "kcore",
         "a reader of /proc/kcore against three allocators",
@@ -155,14 +175,24 @@ mod tests {
     fn names_are_unique_and_can_be_folders() {
         for workload in &WORKLOADS {
             assert!(std::ptr::eq(named(workload.name).unwrap(), workload));
-            assert!(workload.name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c)));
+            assert!(
+                workload
+                    .name
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
+            );
         }
     }
 
     #[test]
     fn a_benchmark_is_run_bare_before_it_is_recorded() {
-        let steps = script(&[named("fix_size-1").unwrap(), named("kcore").unwrap()], "full");
-        let names: Vec<_> = (0..3).map(|index| steps[index]["name"].as_str().unwrap()).collect();
+        let steps = script(
+            &[named("fix_size-1").unwrap(), named("kcore").unwrap()],
+            "full",
+        );
+        let names: Vec<_> = (0..3)
+            .map(|index| steps[index]["name"].as_str().unwrap())
+            .collect();
         assert_eq!(names, ["fix_size-1.untraced", "fix_size-1", "kcore"]);
         assert!(steps[0]["level"].is_null() && steps[1]["level"] == "full");
         assert_eq!(steps[2]["stress"][0], "--kcore");

@@ -65,8 +65,24 @@ pub(crate) fn for_build(places: &Places) -> Result<Tools> {
 /// What all tests need: the build's tools, QEMU and the kernels.
 pub(crate) fn for_tests(places: &Places) -> Result<(Tools, Vec<Kernel>)> {
     let _lock = lock(places)?;
-    let variants = variants::TESTED.into_iter().filter_map(variants::named);
-    let variants: Vec<_> = variants.collect();
+    provide(places, &variants::TESTED)
+}
+
+/// What a run of the lab needs: the same, and kernels of these names in this order.
+pub(crate) fn for_lab(places: &Places, names: &[&str]) -> Result<(Tools, Vec<Kernel>)> {
+    let _lock = lock(places)?;
+    let (tools, kernels) = provide(places, names)?;
+    let named = |name: &&str| kernels.iter().find(|kernel| kernel.line == *name).cloned();
+    let kernels = names.iter().filter_map(named).collect();
+    Ok((tools, kernels))
+}
+
+/// The build's tools, QEMU, Debian's kernels, and these variants of the lab's.
+fn provide(places: &Places, names: &[&str]) -> Result<(Tools, Vec<Kernel>)> {
+    let variants: Vec<_> = names
+        .iter()
+        .filter_map(|name| variants::named(name))
+        .collect();
     let mut steps = Steps::new(5 + build::steps(variants.len()));
     let tools = build_steps(places, &mut steps)?;
     steps.run("QEMU", programs::qemu)?;
