@@ -1,0 +1,119 @@
+//! The comparison for a person.
+//!
+//! Says first what is compared and what that is worth, then what was found in one sentence, then
+//! shows the rows, the weightiest first, and every difference with its interval. Invariant: a
+//! number that is not complete never stands without the line that says so.
+
+use std::fmt::Write as _;
+
+use super::shown::{self, Line};
+use super::tables::{self, HOLDS, WAITS};
+use super::verdict::Finding;
+use super::{Comparison, Number};
+use crate::table;
+
+/// Width of the names at the left of the first block.
+const NAME_WIDTH: usize = 10;
+/// Columns where there is no terminal: those of a page.
+const PAGE_COLUMNS: u16 = 120;
+
+pub(super) fn render(comparison: &Comparison, columns: Option<u16>) -> String {
+    let columns = usize::from(columns.unwrap_or(PAGE_COLUMNS));
+    let mut blocks = vec![
+        lines(&shown::head(comparison), columns),
+        wrap(&comparison.summary, columns).join("\n"),
+    ];
+    blocks.extend(locks(comparison, columns));
+    if !comparison.ops.is_empty() {
+        let table = tables::ops(&comparison.ops);
+        blocks.push(format!("Operations, by verdict\n\n{table}"));
+    }
+    if let Some(table) = tables::differences(comparison) {
+        blocks.push(format!(
+            "Differences, with intervals that hold together within a row\n\n{table}"
+        ));
+    }
+    blocks.extend(notes(comparison, columns));
+    blocks.join("\n\n") + "\n"
+}
+
+/// Names at the left, what they say at the right of them.
+fn lines(head: &[Line], columns: usize) -> String {
+    let room = columns.saturating_sub(NAME_WIDTH + 2);
+    let mut text = String::new();
+    for (name, values) in head {
+        let lines = values.iter().flat_map(|value| wrap(value, room));
+        for (index, line) in lines.enumerate() {
+            let name = if index == 0 { name } else { "" };
+            writeln!(text, "{name:NAME_WIDTH$}  {line}").expect("a string takes every write");
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+/// A text in lines of so many characters; a longer word has a line to itself.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        let room = |line: &&mut String| line.chars().count() + word.chars().count() < columns;
+        match lines.last_mut().filter(room) {
+            Some(line) => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// The table of locks: waits beside holds if there is room for both.
+fn locks(comparison: &Comparison, columns: usize) -> Option<String> {
+    if comparison.locks.is_empty() {
+        return None;
+    }
+    let table = |metrics: &[_]| {
+        let table = tables::locks(&comparison.locks, metrics);
+        (table::width(&table) <= columns).then_some(table)
+    };
+    let holds = || tables::locks(&comparison.locks, &HOLDS);
+    let waits = || {
+        let narrow = || tables::locks(&comparison.locks, &[WAITS[0], WAITS[2]]);
+        table(&WAITS).unwrap_or_else(narrow)
+    };
+    let tables = table(&[&WAITS[..], &HOLDS[..]].concat())
+        .unwrap_or_else(|| [waits(), holds()].join("\n\n"));
+    Some(format!("Locks, by verdict\n\n{tables}"))
+}
+
+/// What the signs in the tables mean, only where they stand.
+fn notes(comparison: &Comparison, columns: usize) -> Option<String> {
+    let locks = comparison.locks.iter().flat_map(|row| &row.numbers);
+    let numbers: Vec<_> = locks
+        .chain(comparison.ops.iter().flat_map(|row| &row.numbers))
+        .collect();
+    let any = |is: fn(&Number) -> bool| numbers.iter().any(|number| is(number));
+    let rows = comparison.rows.on_one_side;
+    let notes = [
+        (
+            any(|number| number.finding == Finding::NoDifference),
+            "=  no difference: the interval reaches into the band",
+        ),
+        (
+            any(|number| number.finding == Finding::CannotTell),
+            "?  cannot tell: too few samples, or too few events in each; --format json says which",
+        ),
+        (
+            any(|number| number.overruled),
+            "(…)  does not count: the lock is taken or waited for more or less often, and the time \
+             in all per operation says the contrary",
+        ),
+        (rows != 0, "new, gone: on one side only"),
+    ];
+    let notes: Vec<_> = notes
+        .into_iter()
+        .filter(|(applies, _)| *applies)
+        .flat_map(|(_, note)| wrap(note, columns))
+        .collect();
+    (!notes.is_empty()).then(|| notes.join("\n"))
+}
