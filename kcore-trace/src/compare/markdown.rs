@@ -7,16 +7,15 @@ use super::metric::{Metric, Point, Span};
 use super::verdict::{Finding, Verdict};
 use super::{Comparison, LockRow, Number, OpRow, shown, tables};
 
-const HEAD: [&str; 6] = [
-    "lock",
-    "op",
+const HEAD: [&str; 5] = [
+    "lock, op, as",
     "number",
     "baseline",
     "candidate",
     "change (interval)",
 ];
 /// Columns of words; the others are numbers.
-const WORDS: usize = 3;
+const WORDS: usize = 2;
 
 type Row = [String; HEAD.len()];
 
@@ -27,77 +26,65 @@ pub(super) fn render(comparison: &Comparison) -> String {
             text += &format!("- {name}: {}\n", escaped(&value));
         }
     }
-    let locks = tables::groups(&comparison.locks).flat_map(|group| {
-        let name = escaped(&tables::name(group));
-        let rows = group.iter().flat_map(|row| lock_rows(&name, row));
-        rows.collect::<Vec<_>>()
-    });
+    let locks = tables::groups(&comparison.locks).flat_map(group_rows);
     let ops = comparison.ops.iter().flat_map(op_rows);
     let rows: Vec<_> = locks.chain(ops).collect();
     text + "\n" + &table(&rows)
 }
 
-fn lock_rows(name: &str, row: &LockRow) -> Vec<Row> {
-    let taken = row.taken_as();
-    let words = [name.to_owned(), format!("{}, {taken}", row.op)];
-    let steady = [
-        Metric::PerOp(Span::Wait),
-        Metric::Of(Span::Hold, Point::Mean),
-    ];
-    rows(
-        words,
-        row.verdict,
-        row.verdict_name(),
-        &row.numbers,
-        &steady,
-    )
+/// The lock, what became of it below, and the rows of its ops.
+fn group_rows(group: &[LockRow]) -> Vec<Row> {
+    let name = tables::name(group).replace(" →", "\n→");
+    let names = name.lines().map(|line| words(escaped(line), "", ""));
+    let rows = group.iter().flat_map(|row| {
+        let steady = [
+            Metric::PerOp(Span::Wait),
+            Metric::Of(Span::Hold, Point::Mean),
+        ];
+        let name = tables::indented(row);
+        rows(name, row.verdict, row.verdict_name(), &row.numbers, &steady)
+    });
+    names.chain(rows).collect()
 }
 
 fn op_rows(row: &OpRow) -> Vec<Row> {
-    let words = ["(operation)".into(), row.op.name().into()];
     let steady = [Metric::Of(Span::Latency, Point::Mean)];
-    rows(
-        words,
-        row.verdict,
-        row.verdict_name(),
-        &row.numbers,
-        &steady,
-    )
+    let name = format!("operation {}", row.op);
+    rows(name, row.verdict, row.verdict_name(), &row.numbers, &steady)
 }
 
-/// The numbers that differ, or else those that always say something.
+/// A row without numbers.
+fn words(name: String, number: &str, change: &str) -> Row {
+    let nothing = String::new;
+    [name, number.into(), nothing(), nothing(), change.into()]
+}
+
+/// The numbers that differ, or else those that always say something; only the first row says whose
+/// they are.
 fn rows(
-    words: [String; 2],
+    mut name: String,
     verdict: Verdict,
     verdict_name: &str,
     numbers: &[Number],
     steady: &[Metric],
 ) -> Vec<Row> {
-    let [lock, op] = words;
     let differs = matches!(verdict, Verdict::Worse | Verdict::Better);
-    let shown = numbers.iter().filter(|number| {
-        number.finding.is_difference() || (!differs && steady.contains(&number.metric))
-    });
-    let lines: Vec<Row> = shown
-        .map(|number| {
-            let [a, b] =
-                [number.baseline, number.candidate].map(|side| shown::value(number.metric, side));
-            [
-                lock.clone(),
-                op.clone(),
-                shown::metric(number),
-                a,
-                b,
-                change(number),
-            ]
+    let shown: Vec<_> = numbers
+        .iter()
+        .filter(|number| {
+            number.finding.is_difference() || (!differs && steady.contains(&number.metric))
         })
         .collect();
-    if lines.is_empty() {
-        let nothing = || shown::DASH.to_owned();
-        let change = verdict_name.to_owned();
-        return vec![[lock, op, nothing(), nothing(), nothing(), change]];
+    if shown.is_empty() {
+        return vec![words(name, shown::DASH, verdict_name)];
     }
-    lines
+    let lines = shown.into_iter().map(|number| {
+        let [a, b] =
+            [number.baseline, number.candidate].map(|side| shown::value(number.metric, side));
+        let name = std::mem::take(&mut name);
+        [name, shown::metric(number), a, b, change(number)]
+    });
+    lines.collect()
 }
 
 fn change(number: &Number) -> String {
@@ -128,19 +115,7 @@ fn table(rows: &[Row]) -> String {
         })
         .collect();
     let mut lines = vec![line(&head, &widths), format!("| {} |", rule.join(" | "))];
-    let mut last: [&str; 2] = ["", ""];
-    for row in rows {
-        let mut row_shown = row.clone();
-        // What is the same as above is left out, so that the eye finds what is not.
-        if last[0] == row[0] {
-            row_shown[0].clear();
-            if last[1] == row[1] {
-                row_shown[1].clear();
-            }
-        }
-        last = [&row[0], &row[1]];
-        lines.push(line(&row_shown, &widths));
-    }
+    lines.extend(rows.iter().map(|row| line(row, &widths)));
     lines.join("\n") + "\n"
 }
 

@@ -55,6 +55,16 @@ pub(super) fn change(number: &Number) -> String {
     }
 }
 
+/// What became of a number; in parentheses if it does not count.
+pub(super) fn counted_change(number: &Number) -> String {
+    let change = change(number);
+    if number.overruled {
+        format!("({change})")
+    } else {
+        change
+    }
+}
+
 /// The interval that its true change lies in.
 pub(super) fn interval(number: &Number) -> String {
     let Some(change) = &number.change else {

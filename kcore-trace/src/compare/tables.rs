@@ -3,12 +3,14 @@
 //! In come rows of a comparison, out go lines without trailing blanks. Invariant: a change stands
 //! beside what it is a change of.
 
+use comfy_table::Table;
+
 use super::metric::{Metric, Point, Span};
 use super::shown;
 use super::{Comparison, LockRow, Number, OpRow};
 use crate::table::{align, new_table};
 
-/// What is shown of waits, most important last.
+/// What is shown of waits.
 pub(super) const WAITS: [Metric; 3] = [
     Metric::ContendedShare,
     Metric::PerOp(Span::Wait),
@@ -19,55 +21,54 @@ pub(super) const HOLDS: [Metric; 2] = [
     Metric::Of(Span::Hold, Point::P50),
     Metric::Of(Span::Hold, Point::P99),
 ];
-const LATENCIES: [Metric; 3] = [
-    Metric::Of(Span::Latency, Point::P50),
-    Metric::Of(Span::Latency, Point::P99),
-    Metric::Of(Span::Latency, Point::Mean),
-];
+/// What is shown of the latency of ops.
+const LATENCIES: [Point; 3] = [Point::P50, Point::P99, Point::Mean];
 
-/// The locks, each under the line that names it, with what the numbers were and how they changed.
+/// The locks, each with its kind on the line that names it, and what the numbers of its rows were
+/// and how they changed.
 pub(super) fn locks(rows: &[LockRow], metrics: &[Metric]) -> String {
-    let words = ["\nlock, op", "\nas", "\nverdict"].map(String::from);
-    let mut table = new_table(words.into_iter().chain(heads(metrics)).collect());
+    let words = ["lock\n  op, as", "kind\nverdict"].map(String::from);
+    let names = metrics.iter().map(|metric| metric.name());
+    let mut table = new_table(words.into_iter().chain(heads(names)).collect());
     for group in groups(rows) {
-        table.add_row(vec![stacked(&name(group)), stacked(&group[0].kind_name())]);
+        table.add_row([name(group), kind(group)].map(|change| stacked(&change)));
         for row in group {
-            let words = [
-                format!("  {}", row.op),
-                row.taken_as(),
-                row.verdict_name().into(),
-            ];
+            let words = [indented(row), row.verdict_name().into()];
             let numbers = numbers(&row.numbers, metrics);
             table.add_row(words.into_iter().chain(numbers).collect::<Vec<_>>());
         }
     }
-    align_pairs(&mut table, 3, metrics.len());
+    align_pairs(&mut table, metrics.len());
     table.trim_fmt()
 }
 
 /// The ops, with what their latency was and how it changed.
 pub(super) fn ops(rows: &[OpRow]) -> String {
-    let words = ["\nop", "\nverdict"].map(String::from);
     let timed = rows.iter().any(|row| {
-        let sides = [row.baseline, row.candidate].into_iter().flatten();
-        sides.into_iter().any(|side| side.latency_sum_ns.is_some())
+        let mut sides = [row.baseline, row.candidate].into_iter().flatten();
+        sides.any(|side| side.latency_sum_ns.is_some())
     });
-    let metrics = if timed { &LATENCIES[..] } else { &[] };
-    let mut table = new_table(words.into_iter().chain(heads(metrics)).collect());
+    let points = LATENCIES.iter().filter(|_| timed);
+    let metrics: Vec<_> = points
+        .clone()
+        .map(|&point| Metric::Of(Span::Latency, point))
+        .collect();
+    let names = points.map(|point| point.name().to_owned());
+    let words = ["\nop", "\nverdict"].map(String::from);
+    let mut table = new_table(words.into_iter().chain(heads(names)).collect());
     for row in rows {
         let words = [row.op.name().into(), row.verdict_name().into()];
-        let numbers = numbers(&row.numbers, metrics);
+        let numbers = numbers(&row.numbers, &metrics);
         table.add_row(words.into_iter().chain(numbers).collect::<Vec<_>>());
     }
-    align_pairs(&mut table, 2, metrics.len());
+    align_pairs(&mut table, metrics.len());
     table.trim_fmt()
 }
 
 /// Every difference that was found, with its interval; nothing if there is none.
 pub(super) fn differences(comparison: &Comparison) -> Option<String> {
     let head = [
-        "lock, op",
-        "as",
+        "lock, op, as",
         "number",
         "baseline",
         "candidate",
@@ -76,36 +77,38 @@ pub(super) fn differences(comparison: &Comparison) -> Option<String> {
     ];
     let mut table = new_table(head.map(String::from).to_vec());
     for group in groups(&comparison.locks) {
-        let mut lines = group.iter().flat_map(|row| {
-            let words = [format!("  {}", row.op), row.taken_as()];
-            difference_lines(words, &row.numbers)
-        });
-        if let Some(first) = lines.next() {
-            table.add_row(vec![stacked(&name(group)), stacked(&group[0].kind_name())]);
-            table.add_rows([first].into_iter().chain(lines));
+        let lines = group
+            .iter()
+            .flat_map(|row| difference_lines(indented(row), &row.numbers));
+        let lines: Vec<_> = lines.collect();
+        if !lines.is_empty() {
+            table.add_row([stacked(&name(group))]);
+            table.add_rows(lines);
         }
     }
     for row in &comparison.ops {
-        let words = [format!("operation {}", row.op), String::new()];
-        table.add_rows(difference_lines(words, &row.numbers));
+        table.add_rows(difference_lines(
+            format!("operation {}", row.op),
+            &row.numbers,
+        ));
     }
     if table.is_empty() {
         return None;
     }
-    for index in 3..=6 {
-        align(&mut table, index, index == 6);
+    for index in 2..head.len() {
+        align(&mut table, index, false);
     }
     Some(table.trim_fmt())
 }
 
 /// One line for each difference; only the first says whose it is.
-fn difference_lines(mut words: [String; 2], numbers: &[Number]) -> Vec<Vec<String>> {
+fn difference_lines(mut name: String, numbers: &[Number]) -> Vec<Vec<String>> {
     let found = numbers
         .iter()
         .filter(|number| number.finding.is_difference());
     let lines = found.map(|number| {
-        let words = std::mem::take(&mut words);
-        words.into_iter().chain(difference(number)).collect()
+        let name = std::mem::take(&mut name);
+        [name].into_iter().chain(difference(number)).collect()
     });
     lines.collect()
 }
@@ -134,15 +137,27 @@ pub(super) fn name(group: &[LockRow]) -> String {
         .unwrap_or_default()
 }
 
+/// The kinds of the locks of one role.
+fn kind(group: &[LockRow]) -> String {
+    let both = group.iter().find(|row| !row.on_one_side());
+    both.or(group.first())
+        .map(LockRow::kind_name)
+        .unwrap_or_default()
+}
+
+/// A row below the line that names its lock.
+pub(super) fn indented(row: &LockRow) -> String {
+    format!("  {}, {}", row.op, row.taken_as())
+}
+
 /// What changed into what, below each other.
 fn stacked(change: &str) -> String {
     change.replace(" →", "\n→")
 }
 
 /// Two columns for each number, of which the first has its name.
-fn heads(metrics: &[Metric]) -> impl Iterator<Item = String> {
-    let heads = metrics.iter();
-    heads.flat_map(|metric| [format!("{}\nbaseline", metric.name()), "\nchange".into()])
+fn heads(names: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
+    names.flat_map(|name| [format!("{name}\nbaseline"), "\nchange".into()])
 }
 
 /// What each number was and how it changed.
@@ -152,14 +167,15 @@ fn numbers(numbers: &[Number], metrics: &[Metric]) -> Vec<String> {
         let value = number.map(|number| shown::value(*metric, number.baseline));
         [
             value.unwrap_or_default(),
-            number.map(shown::change).unwrap_or_default(),
+            number.map(shown::counted_change).unwrap_or_default(),
         ]
     });
     texts.collect()
 }
 
-fn align_pairs(table: &mut comfy_table::Table, first: usize, pairs: usize) {
+/// Aligns the pairs of columns that stand after two columns of words.
+fn align_pairs(table: &mut Table, pairs: usize) {
     for index in 0..2 * pairs {
-        align(table, first + index, index % 2 == 0);
+        align(table, 2 + index, index % 2 == 0);
     }
 }

@@ -26,7 +26,9 @@ pub(super) fn render(comparison: &Comparison, columns: Option<u16>) -> String {
     blocks.extend(locks(comparison, columns));
     if !comparison.ops.is_empty() {
         let table = tables::ops(&comparison.ops);
-        blocks.push(format!("Operations, by verdict\n\n{table}"));
+        blocks.push(format!(
+            "Operations and their latency, by verdict\n\n{table}"
+        ));
     }
     if let Some(table) = tables::differences(comparison) {
         blocks.push(format!(
@@ -51,17 +53,24 @@ fn lines(head: &[Line], columns: usize) -> String {
     text.trim_end().to_owned()
 }
 
-/// A text in lines of so many characters; a longer word has a line to itself.
+/// A text in lines of so many characters; a longer word has a line to itself, and a number keeps
+/// its unit.
 fn wrap(text: &str, columns: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
+    const UNITS: [&str; 6] = ["ns", "µs", "ms", "s", "%", "pt"];
+    let is_unit = |word: &str| UNITS.contains(&word.trim_end_matches(['.', ',', ')']));
+    let mut words: Vec<String> = Vec::new();
     for word in text.split(' ') {
+        match words.last_mut().filter(|_| is_unit(word)) {
+            Some(number) => *number += &format!(" {word}"),
+            None => words.push(word.to_owned()),
+        }
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for word in words {
         let room = |line: &&mut String| line.chars().count() + word.chars().count() < columns;
         match lines.last_mut().filter(room) {
-            Some(line) => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            None => lines.push(word.to_owned()),
+            Some(line) => *line += &format!(" {word}"),
+            None => lines.push(word),
         }
     }
     lines
@@ -72,17 +81,16 @@ fn locks(comparison: &Comparison, columns: usize) -> Option<String> {
     if comparison.locks.is_empty() {
         return None;
     }
-    let table = |metrics: &[_]| {
-        let table = tables::locks(&comparison.locks, metrics);
-        (table::width(&table) <= columns).then_some(table)
+    let table = |metrics: &[_]| tables::locks(&comparison.locks, metrics);
+    let fitting = |metrics: &[_]| Some(table(metrics)).filter(|it| table::width(it) <= columns);
+    let few_waits = [WAITS[0], WAITS[2]];
+    let two_tables = || {
+        let waits = fitting(&WAITS).unwrap_or_else(|| table(&few_waits));
+        [waits, table(&HOLDS)].join("\n\n")
     };
-    let holds = || tables::locks(&comparison.locks, &HOLDS);
-    let waits = || {
-        let narrow = || tables::locks(&comparison.locks, &[WAITS[0], WAITS[2]]);
-        table(&WAITS).unwrap_or_else(narrow)
-    };
-    let tables = table(&[&WAITS[..], &HOLDS[..]].concat())
-        .unwrap_or_else(|| [waits(), holds()].join("\n\n"));
+    let tables = fitting(&[&WAITS[..], &HOLDS].concat())
+        .or_else(|| fitting(&[&few_waits[..], &HOLDS].concat()))
+        .unwrap_or_else(two_tables);
     Some(format!("Locks, by verdict\n\n{tables}"))
 }
 
@@ -116,4 +124,15 @@ fn notes(comparison: &Comparison, columns: usize) -> Option<String> {
         .flat_map(|(_, note)| wrap(note, columns))
         .collect();
     (!notes.is_empty()).then(|| notes.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_between_words_and_never_before_a_unit() {
+        let lines = wrap("hold p50 1.20 µs → 1.80 µs, +50 %", 13);
+        assert_eq!(lines, ["hold p50", "1.20 µs →", "1.80 µs, +50 %"]);
+    }
 }
