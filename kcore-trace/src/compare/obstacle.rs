@@ -259,6 +259,27 @@ pub(super) fn remarks(baseline: &Side, candidate: &Side) -> Vec<String> {
             remarks.push(format!("{what}: {a} against {b}"));
         }
     }
+    if a.kernel.release == b.kernel.release && a.kernel.version != b.kernel.version {
+        let (a, b) = (&a.kernel.version, &b.kernel.version);
+        remarks.push(format!("two builds of one release: {a} against {b}"));
+    }
+    for (name, here, there) in [("baseline", a, b), ("candidate", b, a)] {
+        let missing = here.coverage.missing.iter().map(|missing| &missing.hook);
+        let only: Vec<_> = missing
+            .filter(|&hook| {
+                !there
+                    .coverage
+                    .missing
+                    .iter()
+                    .any(|other| other.hook == *hook)
+            })
+            .map(String::as_str)
+            .collect();
+        if !only.is_empty() {
+            let only = only.join(", ");
+            remarks.push(format!("not seen in the {name} only: {only}"));
+        }
+    }
     if a.host.mitigations != b.host.mitigations {
         remarks.push("mitigations of CPU vulnerabilities differ".into());
     }

@@ -2,7 +2,7 @@
 //!
 //! In comes a path, out come the header of each recording and the samples whose spread says how
 //! sure a difference is: the totals of repeats or, of a single recording, its intervals. Invariant:
-//! only those intervals are ever read that are needed as samples, and one at a time.
+//! nothing but totals is read of repeats.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::recording::Recording;
 
 /// The most samples that one recording is divided into. More of them would be shorter, so that they
 /// hold fewer events and depend more on each other, and the t distribution gains little from them.
-const MOST_BLOCKS: u64 = 20;
+const MOST_PARTS: u64 = 20;
 /// How recordings in a folder end.
 const EXTENSION: &str = "kct";
 
@@ -58,7 +58,7 @@ impl Side {
             .map(|file| Recording::open(file))
             .collect::<Result<_, _>>()?;
         let (sampling, samples) = match recordings.as_slice() {
-            [single] => (Sampling::Intervals, blocks(single)?),
+            [single] => (Sampling::Intervals, single.parts(MOST_PARTS)?),
             several => {
                 let totals = several.iter().map(|recording| recording.total.clone());
                 (Sampling::Repeats, totals.collect())
@@ -127,19 +127,4 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// A recording in parts of equal length, each of one interval at least.
-fn blocks(recording: &Recording) -> Result<Vec<Measured>> {
-    let duration = u128::from(recording.duration_ns.max(1));
-    let intervals = recording.duration_ns / recording.header.interval_ns.max(1);
-    let count = intervals.clamp(1, MOST_BLOCKS);
-    let mut blocks = vec![Measured::default(); count as usize];
-    for interval in recording.intervals() {
-        let interval = interval?;
-        let index = u128::from(interval.start_ns) * u128::from(count) / duration;
-        // The last interval may be cut short, and so begin where no whole one has room.
-        blocks[(index as usize).min(count as usize - 1)].add(&interval.measured);
-    }
-    Ok(blocks)
 }

@@ -133,6 +133,6 @@ mod tests {
     #[test]
     fn lines_are_broken_between_words_and_never_before_a_unit() {
         let lines = wrap("hold p50 1.20 µs → 1.80 µs, +50 %", 13);
-        assert_eq!(lines, ["hold p50", "1.20 µs →", "1.80 µs, +50 %"]);
+        assert_eq!(lines, ["hold p50", "1.20 µs →", "1.80 µs,", "+50 %"]);
     }
 }
