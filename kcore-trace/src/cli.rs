@@ -53,6 +53,9 @@ enum Command {
     /// Show what was measured; needs no root
     Report(ReportArgs),
     /// Say what differs between two kernels on one machine, and how sure that is; needs no root
+    ///
+    /// Exits with 1 if anything is worse in CANDIDATE, beyond what chance and the tool itself
+    /// explain.
     Compare(CompareArgs),
     /// Make load on the locks of vmalloc, with exact numbers of operations
     Stress(StressArgs),
@@ -117,7 +120,6 @@ struct ReportArgs {
     format: report::Format,
 }
 
-/// Exits with 1 if anything is worse in CANDIDATE, beyond what chance and the tool itself explain.
 #[derive(Args)]
 struct CompareArgs {
     /// A recording, or a folder whose *.kct files are repeats of it

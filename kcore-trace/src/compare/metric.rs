@@ -11,6 +11,7 @@ use kcore_trace_ebpf::bucket;
 use serde::{Serialize, Serializer};
 
 use crate::distribution::Distribution;
+use crate::units;
 
 /// The width of a bucket of the kernel as a part of its lower bound, at most.
 pub(super) const BUCKET_WIDTH: f64 = 1.0 / (1 << bucket::SUB_BITS) as f64;
@@ -87,8 +88,8 @@ const fn of(span: Span) -> [Metric; POINTS.len()] {
 /// What one sample says about a row; what is not seen is nothing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
-    /// Operations that ended.
-    pub(super) operations: Option<u64>,
+    /// Operations that ended; of some there are none because they are not counted.
+    pub(super) operations: u64,
     pub(super) acquisitions: Option<u64>,
     pub(super) contended: u64,
     pub(super) wait: Distribution,
@@ -157,8 +158,8 @@ impl Metric {
     /// Why it cannot be had from this sample.
     pub(super) fn value(self, tally: &Tally) -> Result<f64, Gap> {
         let operations = || match tally.operations {
-            Some(operations @ 1..) => Ok(operations as f64),
-            Some(0) | None => Err(Gap::NoOperations),
+            0 => Err(Gap::NoOperations),
+            operations => Ok(operations as f64),
         };
         let acquisitions = || match tally.acquisitions {
             Some(acquisitions @ 1..) => Ok(acquisitions as f64),
@@ -191,6 +192,14 @@ impl Span {
             Self::Wait => "wait",
             Self::Hold => "hold",
             Self::Latency => "latency",
+        }
+    }
+
+    const fn plural(self) -> &'static str {
+        match self {
+            Self::Wait => "waits",
+            Self::Hold => "holds",
+            Self::Latency => "operations",
         }
     }
 }
@@ -244,13 +253,12 @@ impl Point {
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoOperations => f.write_str("operations of this op are not counted"),
-            Self::NoAcquisitions => f.write_str("uncontended acquisitions are not seen"),
-            Self::NoHolds => f.write_str("holds are not seen"),
-            Self::NoLatency => f.write_str("ops are not timed"),
+            Self::NoOperations => f.write_str("no operation was counted"),
+            Self::NoAcquisitions => f.write_str("no acquisition was seen"),
+            Self::NoHolds => f.write_str("no hold can be seen"),
+            Self::NoLatency => f.write_str("no operation was timed"),
             Self::TooFew(span, fewest) => {
-                let (id, fewest) = (span.id(), crate::units::count(*fewest));
-                write!(f, "fewer than {fewest} samples of {id}")
+                write!(f, "fewer than {} {}", units::count(*fewest), span.plural())
             }
         }
     }
@@ -306,7 +314,7 @@ mod tests {
     #[test]
     fn no_wait_at_all_is_a_share_and_a_time_of_zero() {
         let tally = Tally {
-            operations: Some(10),
+            operations: 10,
             acquisitions: Some(30),
             ..Tally::default()
         };

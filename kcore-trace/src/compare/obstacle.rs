@@ -241,13 +241,20 @@ pub(super) fn remarks(baseline: &Side, candidate: &Side) -> Vec<String> {
             };
             remarks.push(format!("{of}: compared up to the last whole interval"));
         }
-        if side.sampling == Sampling::Intervals {
-            remarks.push(format!(
-                "the {name} is one recording: its samples are parts of one run, not independent \
-                 repeats, so that what differs from run to run is not in the intervals"
-            ));
-        }
     }
+    let single = |side: &Side| side.sampling == Sampling::Intervals;
+    let which = match (single(baseline), single(candidate)) {
+        (true, true) => Some("each side is"),
+        (true, false) => Some("the baseline is"),
+        (false, true) => Some("the candidate is"),
+        (false, false) => None,
+    };
+    remarks.extend(which.map(|which| {
+        format!(
+            "{which} one recording: its samples are parts of one run, not independent repeats, so \
+             that what differs from run to run is not in the intervals"
+        )
+    }));
     let [a, b] = [baseline, candidate].map(Side::header);
     for (what, values) in [
         ("spinlocks", [&a.host.spinlocks, &b.host.spinlocks]),

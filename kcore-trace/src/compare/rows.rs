@@ -17,6 +17,7 @@ use super::side::Side;
 use super::stats::{self, Estimate};
 use super::verdict::{self, Finding, Verdict};
 use crate::model::{Cell, CellKey, Header, HoldCoverage, Measured, WaitCoverage};
+use crate::units;
 
 /// The shortest time that is measured: what a logarithm takes for zero.
 const SHORTEST_NS: f64 = 1.0;
@@ -282,14 +283,14 @@ impl<'a> LockCells<'a> {
 
     fn tally(&self, key: Key) -> Tally {
         let (role, op, _) = key;
-        let operations = self.measured.ops.get(&op).map(|op| op.count);
+        let operations = self.measured.ops.get(&op).map_or(0, |op| op.count);
         let (keys, cell) = self.cells.get(&key).cloned().unwrap_or_default();
         let holds = match keys.as_slice() {
             [] => sees_holds(self.header, role.first_lock()),
             keys => keys.iter().all(|key| sees_holds(self.header, key.lock)),
         };
         Tally {
-            operations: operations.filter(|&count| count != 0),
+            operations,
             acquisitions: sees_acquisitions(self.header).then_some(cell.acquisitions),
             contended: cell.contended,
             wait: cell.wait,
@@ -317,7 +318,7 @@ fn op_tally(header: &Header, measured: &Measured, op: Op) -> Tally {
     let acquisitions = cells.map(|(_, cell)| cell.acquisitions).sum();
     let cell = measured.ops.get(&op).cloned().unwrap_or_default();
     Tally {
-        operations: (cell.count != 0).then_some(cell.count),
+        operations: cell.count,
         acquisitions: sees_acquisitions(header).then_some(acquisitions),
         latency: (!cell.latency.is_empty()).then_some(cell.latency),
         ..Tally::default()
@@ -365,8 +366,8 @@ fn judge(
 fn events(metric: Metric, sides: &[Samples; 2]) -> f64 {
     let per_op = |number: fn(&Tally) -> u64| {
         let of = |side: &Samples| {
-            let operations = side.total.operations?;
-            Some(number(&side.total) as f64 / operations as f64)
+            let operations = side.total.operations as f64;
+            (operations > 0.0).then(|| number(&side.total) as f64 / operations)
         };
         sides.iter().filter_map(of).fold(0.0, f64::max)
     };
@@ -385,7 +386,9 @@ fn events(metric: Metric, sides: &[Samples; 2]) -> f64 {
 struct Values {
     /// As they are compared: logarithms where the scale is relative.
     samples: Vec<f64>,
-    /// Why there are not more of them.
+    /// How many samples there are, with a value or without.
+    all: usize,
+    /// Why there is none from some of them.
     gap: Option<Gap>,
     /// That of all samples taken together.
     total: Option<f64>,
@@ -401,6 +404,7 @@ impl Values {
         };
         Self {
             samples: all.iter().flatten().map(|&value| compared(value)).collect(),
+            all: all.len(),
             gap: all.iter().find_map(|value| value.err()),
             total: metric.value(&side.total).ok(),
         }
@@ -414,7 +418,8 @@ impl Values {
         let mean = stats::mean(&self.samples);
         Some(match scale {
             Scale::Absolute => mean,
-            Scale::Relative => mean.exp(),
+            // Without the last digits, which are those of the logarithm.
+            Scale::Relative => (mean.exp() * 1e6).round() / 1e6,
         })
     }
 
@@ -424,7 +429,11 @@ impl Values {
             return None;
         }
         Some(match self.gap {
-            Some(gap) => gap.to_string(),
+            Some(gap) => {
+                let lacking = self.all - self.samples.len();
+                let all = units::counted(self.all as u64, "sample");
+                format!("{gap} in {lacking} of {all}")
+            }
             None => "there is only one sample".into(),
         })
     }

@@ -221,10 +221,12 @@ pub(super) fn sentence(comparison: &Comparison) -> String {
             format!("No difference was found in {all}.")
         }
         Verdict::NoDifference => format!(
-            "No difference was found in {} of {all}; of the others none can be told.",
-            rows.no_difference
+            "No difference was found in {} of {all}; of {} it cannot be told.",
+            rows.no_difference, rows.cannot_tell
         ),
-        Verdict::CannotTell => format!("Of {all} it cannot be told whether there is a difference."),
+        Verdict::CannotTell => {
+            format!("Of {all} it cannot be told whether they differ: record more repeats.")
+        }
     }
 }
 

@@ -445,7 +445,7 @@ fn the_same_is_found_in_the_intervals_of_one_recording_each_and_that_is_said() {
     assert_eq!(comparison.baseline.sampling, Sampling::Intervals);
     assert_eq!(comparison.baseline.samples, 10);
     let text = rendered(&comparison, Format::Text, Some(400));
-    assert!(text.contains("the baseline is one recording: its samples are parts of one run"));
+    assert!(text.contains("each side is one recording: its samples are parts of one run"));
 }
 
 #[test]
@@ -572,7 +572,7 @@ fn without_holds_the_cost_of_the_tool_is_unknown_and_that_is_said() {
     let some = row(&comparison, Role::BusyAreas, Op::Free, Intent::Write);
     assert_eq!(
         json_number(some, "hold_p50_ns")["reason"],
-        "baseline: holds are not seen; candidate: holds are not seen"
+        "baseline: no hold can be seen in 3 of 3 samples; candidate: no hold can be seen in 3 of 3 samples"
     );
 }
 
