@@ -248,7 +248,7 @@ impl Band {
             holds.filter_map(|cell| cell.hold.min_ns()).min()
         };
         let both = shortest(baseline).zip(shortest(candidate));
-        let unknown = "holds, the shortest of which bounds it, are not seen on both sides";
+        let unknown = "the shortest hold bounds it, and holds are not seen on both sides";
         Self {
             bucket: metric::BUCKET_WIDTH,
             own_cost_ns: both.map(|(a, b)| a.max(b)),

@@ -48,8 +48,7 @@ impl Role {
             .expect("a role is that of some lock")
     }
 
-    /// What a reader must know where the locks of this role stand against each other and only one
-    /// side has `vmap_node.pool`.
-    pub(super) const POOLS: &'static str = "vmap_node.pool is on one side only: it serves allocations that take \
-                                            free_vmap_area_lock on the other";
+    /// What a reader of a comparison must know if only one side has [`Role::ReadyAreas`].
+    pub(super) const POOLS: &'static str = "vmap_node.pool is on one side only: it serves \
+                                            allocations that take free_vmap_area_lock on the other";
 }

@@ -111,55 +111,42 @@ type Key = (Role, Op, Intent);
 /// The rows of locks: those of one role stand together, the role that has the weightiest verdict
 /// first, then the one waited for longest; so it is within a role.
 pub(super) fn locks(baseline: &Side, candidate: &Side, own_cost: f64) -> Vec<LockRow> {
-    let sides = [baseline, candidate].map(|side| {
-        let total = LockCells::new(side.header(), &side.total);
-        let samples: Vec<_> = side
-            .samples
-            .iter()
-            .map(|sample| LockCells::new(side.header(), sample))
-            .collect();
-        (side, total, samples)
-    });
-    let keys: BTreeSet<Key> = sides
-        .iter()
-        .flat_map(|(_, total, _)| total.cells.keys().copied())
+    let sides = [baseline, candidate].map(LockSamples::new);
+    let totals = sides.iter().map(|side| &side.total);
+    let keys: BTreeSet<Key> = totals
+        .flat_map(|total| total.cells.keys().copied())
         .collect();
     let mut rows: Vec<_> = keys
         .into_iter()
-        .map(|key| {
-            let [a, b] = [0, 1].map(|side| sides[side].1.side(key));
-            let numbers = if a.is_some() && b.is_some() {
-                let pairs = [0, 1].map(|side| {
-                    let (_, total, samples) = &sides[side];
-                    Samples {
-                        total: total.tally(key),
-                        each: samples.iter().map(|sample| sample.tally(key)).collect(),
-                    }
-                });
-                judge(metric::of_lock(), &pairs, own_cost)
-            } else {
-                Vec::new()
-            };
-            let (role, op, intent) = key;
-            LockRow {
-                role,
-                op,
-                intent,
-                verdict: verdict::of_row(&numbers),
-                baseline: a,
-                candidate: b,
-                numbers,
-            }
-        })
+        .map(|key| lock_row(key, &sides, own_cost))
         .collect();
-    let weight = |row: &LockRow| (row.verdict, row.on_one_side(), Reverse(row.time_ns()));
-    let mut of_role: BTreeMap<Role, _> = BTreeMap::new();
+    let mut of_role = BTreeMap::new();
     for row in &rows {
-        let best = of_role.entry(row.role).or_insert_with(|| weight(row));
-        *best = weight(row).min(*best);
+        let weightiest = of_role.entry(row.role).or_insert_with(|| row.weight());
+        *weightiest = row.weight().min(*weightiest);
     }
-    rows.sort_by_key(|row| (of_role[&row.role], row.role, weight(row)));
+    rows.sort_by_key(|row| (of_role[&row.role], row.role, row.weight()));
     rows
+}
+
+fn lock_row(key: Key, sides: &[LockSamples<'_>; 2], own_cost: f64) -> LockRow {
+    let [baseline, candidate] = [0, 1].map(|side| sides[side].total.side(key));
+    let numbers = if baseline.is_some() && candidate.is_some() {
+        let samples = [0, 1].map(|side| sides[side].tallies(key));
+        judge(metric::of_lock(), &samples, own_cost)
+    } else {
+        Vec::new()
+    };
+    let (role, op, intent) = key;
+    LockRow {
+        role,
+        op,
+        intent,
+        verdict: verdict::of_row(&numbers),
+        baseline,
+        candidate,
+        numbers,
+    }
 }
 
 /// The rows of ops, the weightiest verdict first, then the op that took most time.
@@ -172,40 +159,47 @@ pub(super) fn ops(baseline: &Side, candidate: &Side, own_cost: f64) -> Vec<OpRow
         .collect();
     let mut rows: Vec<_> = ops
         .into_iter()
-        .map(|op| {
-            let [a, b] = sides.map(|side| OpSide::new(side, op));
-            let numbers = if a.is_some() && b.is_some() {
-                let pairs = sides.map(|side| Samples {
-                    total: op_tally(side.header(), &side.total, op),
-                    each: side
-                        .samples
-                        .iter()
-                        .map(|sample| op_tally(side.header(), sample, op))
-                        .collect(),
-                });
-                judge(metric::OF_OP.into_iter(), &pairs, own_cost)
-            } else {
-                Vec::new()
-            };
-            OpRow {
-                op,
-                verdict: verdict::of_row(&numbers),
-                baseline: a,
-                candidate: b,
-                numbers,
-            }
-        })
+        .map(|op| op_row(op, sides, own_cost))
         .collect();
-    rows.sort_by_key(|row| (row.verdict, row.on_one_side(), Reverse(row.time_ns())));
+    rows.sort_by_key(OpRow::weight);
     rows
 }
 
+fn op_row(op: Op, sides: [&Side; 2], own_cost: f64) -> OpRow {
+    let [baseline, candidate] = sides.map(|side| OpSide::new(side, op));
+    let numbers = if baseline.is_some() && candidate.is_some() {
+        let samples = sides.map(|side| {
+            let tally = |measured| op_tally(side.header(), measured, op);
+            Samples {
+                total: tally(&side.total),
+                each: side.samples.iter().map(tally).collect(),
+            }
+        });
+        judge(metric::OF_OP.into_iter(), &samples, own_cost)
+    } else {
+        Vec::new()
+    };
+    OpRow {
+        op,
+        verdict: verdict::of_row(&numbers),
+        baseline,
+        candidate,
+        numbers,
+    }
+}
+
 impl LockRow {
+    /// Whether there is nothing to compare it with.
     pub fn on_one_side(&self) -> bool {
         self.baseline.is_none() || self.candidate.is_none()
     }
 
-    /// The longest that anyone waited, then held, on either side.
+    /// What rows are ordered by.
+    fn weight(&self) -> (Verdict, bool, Reverse<(u64, u64)>) {
+        (self.verdict, self.on_one_side(), Reverse(self.time_ns()))
+    }
+
+    /// The time waited, then held, on the side where that is longer.
     fn time_ns(&self) -> (u64, u64) {
         let sides = [&self.baseline, &self.candidate].into_iter().flatten();
         let times = sides.map(|side| (side.wait_sum_ns, side.hold_sum_ns.unwrap_or(0)));
@@ -216,10 +210,17 @@ impl LockRow {
 }
 
 impl OpRow {
+    /// Whether there is nothing to compare it with.
     pub fn on_one_side(&self) -> bool {
         self.baseline.is_none() || self.candidate.is_none()
     }
 
+    /// What rows are ordered by.
+    fn weight(&self) -> (Verdict, bool, Reverse<(u64, u64)>) {
+        (self.verdict, self.on_one_side(), Reverse(self.time_ns()))
+    }
+
+    /// The time taken, and how often, on the side where that is longer.
     fn time_ns(&self) -> (u64, u64) {
         let sides = [self.baseline, self.candidate].into_iter().flatten();
         let times = sides.map(|side| (side.latency_sum_ns.unwrap_or(0), side.count));
@@ -234,6 +235,29 @@ impl OpSide {
             count: cell.count,
             latency_sum_ns: (!cell.latency.is_empty()).then(|| cell.latency.sum_ns()),
         })
+    }
+}
+
+/// The locks of one side.
+struct LockSamples<'a> {
+    total: LockCells<'a>,
+    each: Vec<LockCells<'a>>,
+}
+
+impl<'a> LockSamples<'a> {
+    fn new(side: &'a Side) -> Self {
+        let cells = |measured| LockCells::new(side.header(), measured);
+        Self {
+            total: cells(&side.total),
+            each: side.samples.iter().map(cells).collect(),
+        }
+    }
+
+    fn tallies(&self, key: Key) -> Samples {
+        Samples {
+            total: self.total.tally(key),
+            each: self.each.iter().map(|sample| sample.tally(key)).collect(),
+        }
     }
 }
 

@@ -153,6 +153,13 @@ impl LockRow {
         }
     }
 
+    /// Whether a number is known of any side.
+    pub(super) fn has(&self, metric: Metric) -> bool {
+        let mut numbers = self.numbers.iter();
+        numbers
+            .any(|number| number.metric == metric && number.baseline.or(number.candidate).is_some())
+    }
+
     pub(super) fn verdict_name(&self) -> &'static str {
         verdict(
             self.verdict,
@@ -362,15 +369,15 @@ pub(super) fn band(comparison: &Comparison) -> String {
     let bucket = units::fraction(band.bucket);
     let own = match (band.own_cost_ns, &band.reason) {
         (Some(ns), _) => format!(
-            "or {} for each wait and hold, the shortest hold seen",
+            ", or {} for each wait and hold, the shortest hold seen",
             units::duration(ns)
         ),
         (None, reason) => format!(
-            "and the cost of the tool, which is unknown: {}",
+            "; the cost of the tool is unknown: {}",
             reason.as_deref().unwrap_or(UNKNOWN)
         ),
     };
-    format!("no difference below {bucket}, the width of a bucket, {own}")
+    format!("no difference below {bucket}, the width of a bucket{own}")
 }
 
 pub(super) fn method(comparison: &Comparison) -> String {

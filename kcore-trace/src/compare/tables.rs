@@ -44,16 +44,8 @@ pub(super) fn locks(rows: &[LockRow], metrics: &[Metric]) -> String {
 
 /// The ops, with what their latency was and how it changed.
 pub(super) fn ops(rows: &[OpRow]) -> String {
-    let timed = rows.iter().any(|row| {
-        let mut sides = [row.baseline, row.candidate].into_iter().flatten();
-        sides.any(|side| side.latency_sum_ns.is_some())
-    });
-    let points = LATENCIES.iter().filter(|_| timed);
-    let metrics: Vec<_> = points
-        .clone()
-        .map(|&point| Metric::Of(Span::Latency, point))
-        .collect();
-    let names = points.map(|point| point.name().to_owned());
+    let metrics = LATENCIES.map(|point| Metric::Of(Span::Latency, point));
+    let names = LATENCIES.iter().map(|point| point.name().to_owned());
     let words = ["\nop", "\nverdict"].map(String::from);
     let mut table = new_table(words.into_iter().chain(heads(names)).collect());
     for row in rows {

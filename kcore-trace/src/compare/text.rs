@@ -6,10 +6,11 @@
 
 use std::fmt::Write as _;
 
+use super::metric::Metric;
 use super::shown::{self, Line};
 use super::tables::{self, HOLDS, WAITS};
 use super::verdict::Finding;
-use super::{Comparison, Number};
+use super::{Comparison, Number, OpRow};
 use crate::table;
 
 /// Width of the names at the left of the first block.
@@ -24,12 +25,7 @@ pub(super) fn render(comparison: &Comparison, columns: Option<u16>) -> String {
         wrap(&comparison.summary, columns).join("\n"),
     ];
     blocks.extend(locks(comparison, columns));
-    if !comparison.ops.is_empty() {
-        let table = tables::ops(&comparison.ops);
-        blocks.push(format!(
-            "Operations and their latency, by verdict\n\n{table}"
-        ));
-    }
+    blocks.extend(ops(&comparison.ops));
     if let Some(table) = tables::differences(comparison) {
         blocks.push(format!(
             "Differences, with intervals that hold together within a row\n\n{table}"
@@ -81,7 +77,11 @@ fn locks(comparison: &Comparison, columns: usize) -> Option<String> {
     if comparison.locks.is_empty() {
         return None;
     }
-    let table = |metrics: &[_]| tables::locks(&comparison.locks, metrics);
+    let table = |metrics: &[Metric]| {
+        let measured = |metric: &Metric| comparison.locks.iter().any(|row| row.has(*metric));
+        let metrics: Vec<_> = metrics.iter().copied().filter(measured).collect();
+        tables::locks(&comparison.locks, &metrics)
+    };
     let fitting = |metrics: &[_]| Some(table(metrics)).filter(|it| table::width(it) <= columns);
     let few_waits = [WAITS[0], WAITS[2]];
     let two_tables = || {
@@ -92,6 +92,23 @@ fn locks(comparison: &Comparison, columns: usize) -> Option<String> {
         .or_else(|| fitting(&[&few_waits[..], &HOLDS].concat()))
         .unwrap_or_else(two_tables);
     Some(format!("Locks, by verdict\n\n{tables}"))
+}
+
+/// The table of ops, if there is something to show of them.
+fn ops(rows: &[OpRow]) -> Option<String> {
+    if rows.is_empty() {
+        return None;
+    }
+    let mut sides = rows.iter().flat_map(|row| [row.baseline, row.candidate]);
+    if sides.any(|side| side.is_some_and(|side| side.latency_sum_ns.is_some())) {
+        let table = tables::ops(rows);
+        return Some(format!(
+            "Operations and their latency, by verdict\n\n{table}"
+        ));
+    }
+    let names: Vec<_> = rows.iter().map(|row| row.op.name()).collect();
+    let names = names.join(", ");
+    Some(format!("Operations were counted and not timed: {names}"))
 }
 
 /// What the signs in the tables mean, only where they stand.

@@ -566,13 +566,34 @@ fn without_holds_the_cost_of_the_tool_is_unknown_and_that_is_said() {
     assert_eq!(comparison.band.own_cost_ns, None);
     let text = rendered(&comparison, Format::Text, Some(400));
     assert!(
-        text.contains("the cost of the tool, which is unknown: holds"),
+        text.contains("the cost of the tool is unknown: the shortest hold"),
         "{text}"
     );
     let some = row(&comparison, Role::BusyAreas, Op::Free, Intent::Write);
     assert_eq!(
         json_number(some, "hold_p50_ns")["reason"],
         "baseline: no hold can be seen in 3 of 3 samples; candidate: no hold can be seen in 3 of 3 samples"
+    );
+}
+
+#[test]
+fn where_only_waits_are_seen_they_are_compared_and_nothing_else_has_a_column() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for seed in 0..3 {
+        let path = folder.path().join(format!("{seed}.kct"));
+        let interval = sample::interval(0, sample::degraded(seed));
+        write(&path, &sample::degraded_header(), &[interval], 0);
+    }
+    let comparison = anyway(&folder, &folder);
+    let some = row(&comparison, Role::BusyAreas, Op::Alloc, Intent::Write);
+    assert_eq!(finding(some, "contended_share"), Finding::CannotTell);
+    assert_eq!(finding(some, "wait_per_op_ns"), Finding::NoDifference);
+    assert_eq!(finding(some, "wait_p50_ns"), Finding::NoDifference);
+    let text = rendered(&comparison, Format::Text, Some(100));
+    assert_golden("compare-degraded.txt", &text);
+    assert!(
+        !text.contains("hold p50") && !text.contains("contended  "),
+        "{text}"
     );
 }
 
