@@ -1,7 +1,7 @@
 //! The command line: flags, dispatch, the error chain and the exit code.
 //!
-//! Exit codes: 0; 2 for an error, with the chain on stderr and the remedy at its end. A closed
-//! pipe on stdout is no error.
+//! Exit codes: 0; 1 for `compare` that found something worse; 2 for an error, with the chain on
+//! stderr and the remedy at its end. A closed pipe on stdout is no error.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::compare::{self, Comparison, Side};
 use crate::diagnostics;
 use crate::kernel::Facts;
 use crate::loader::LoadError;
@@ -51,6 +52,11 @@ enum Command {
     Record(RecordArgs),
     /// Show what was measured; needs no root
     Report(ReportArgs),
+    /// Say what differs between two kernels on one machine, and how sure that is; needs no root
+    ///
+    /// Exits with 1 if anything is worse in CANDIDATE, beyond what chance and the tool itself
+    /// explain.
+    Compare(CompareArgs),
     /// Make load on the locks of vmalloc, with exact numbers of operations
     Stress(StressArgs),
 }
@@ -114,6 +120,21 @@ struct ReportArgs {
     format: report::Format,
 }
 
+#[derive(Args)]
+struct CompareArgs {
+    /// A recording, or a folder whose *.kct files are repeats of it
+    #[arg(value_name = "BASELINE")]
+    baseline: PathBuf,
+    /// A recording, or a folder of repeats, of the kernel in question
+    #[arg(value_name = "CANDIDATE")]
+    candidate: PathBuf,
+    /// Compare other hardware, workloads or ways of measuring too; what differs is shown
+    #[arg(long)]
+    anyway: bool,
+    #[arg(long, value_enum, default_value_t)]
+    format: compare::Format,
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match duration {
@@ -143,7 +164,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error, cli.verbose);
@@ -152,16 +173,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
+fn run(cli: &Cli) -> Result<ExitCode> {
     if cli.verbose {
         diagnostics::enable();
     }
     match &cli.command {
-        Command::Plan(args) => plan(args),
-        Command::Record(args) => record(args, cli.verbose),
-        Command::Report(args) => report(args),
-        Command::Stress(args) => stress::run(args),
+        Command::Plan(args) => plan(args)?,
+        Command::Record(args) => record(args, cli.verbose)?,
+        Command::Report(args) => report(args)?,
+        Command::Compare(args) => return compare(args),
+        Command::Stress(args) => stress::run(args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
@@ -242,4 +265,17 @@ fn report(args: &ReportArgs) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     report::render(&report, args.format, terminal_columns(), &mut out)?;
     Ok(out.flush()?)
+}
+
+fn compare(args: &CompareArgs) -> Result<ExitCode> {
+    let baseline = Side::open(&args.baseline)?;
+    let candidate = Side::open(&args.candidate)?;
+    let comparison = Comparison::new(&baseline, &candidate, args.anyway)?;
+    let mut out = io::stdout().lock();
+    match compare::render(&comparison, args.format, terminal_columns(), &mut out) {
+        // Who reads only the first lines still gets the exit code.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
+    Ok(ExitCode::from(u8::from(comparison.is_regression())))
 }

@@ -92,6 +92,29 @@ impl Distribution {
         }
     }
 
+    /// The samples that were added after `earlier`; nothing if that is no earlier state of this.
+    ///
+    /// The extremes stay those of all samples, so that they are bounds.
+    pub fn since(&self, earlier: &Self) -> Option<Self> {
+        if earlier.is_empty() {
+            return Some(self.clone());
+        }
+        let exact = Exact {
+            count: self.exact.count.checked_sub(earlier.exact.count)?,
+            sum_ns: self.exact.sum_ns.checked_sub(earlier.exact.sum_ns)?,
+            ..self.exact
+        };
+        if exact.count == 0 {
+            return Some(Self::default());
+        }
+        let mut histogram = self.histogram.clone();
+        if let Some(before) = &earlier.histogram {
+            histogram.as_mut()?.subtract(before).ok()?;
+        }
+        let histogram = histogram.filter(|histogram| !histogram.is_empty());
+        Some(Self { exact, histogram })
+    }
+
     pub fn is_empty(&self) -> bool {
         self.exact.count == 0
     }
@@ -461,6 +484,19 @@ mod tests {
             prop_assert_eq!(distribution.sum_ns(), samples.iter().sum::<u64>());
             prop_assert_eq!(distribution.min_ns(), samples.iter().copied().min());
             prop_assert_eq!(distribution.max_ns(), samples.iter().copied().max());
+        }
+
+        #[test]
+        fn what_was_added_since_is_found_again(early in durations(), late in durations()) {
+            let before = distribution(&early);
+            let mut after = before.clone();
+            after.add(&distribution(&late));
+            let since = after.since(&before).unwrap();
+            prop_assert_eq!(since.count(), late.len() as u64);
+            prop_assert_eq!(since.sum_ns(), late.iter().sum::<u64>());
+            prop_assert!(since.buckets().eq(distribution(&late).buckets()));
+            prop_assert_eq!(before.since(&after), None);
+            prop_assert_eq!(before.since(&before), Some(Distribution::default()));
         }
 
         #[test]

@@ -8,13 +8,14 @@
 //!    ▲         ▲                                                                   │
 //!  probes: the tables                                        recording ◄───────────┘
 //!                                                                │
-//!                                                                └──► report
+//!                                                                └──► report, compare
 //! ```
 //!
 //! * [`kernel`] gathers facts: what this kernel is and has; [`probes`] are the tables it looks for.
 //! * [`plan`] chooses, from facts alone, what is attached and says what is missing.
 //! * [`loader`] attaches the plan; [`snapshot`] reads the counters as differences.
-//! * [`record`] drives both and writes a [`recording`]; [`report`] reads one and shows it.
+//! * [`record`] drives both and writes a [`recording`]; [`report`] reads one and shows it;
+//!   [`compare`] sets two against each other.
 //! * [`model`] and [`distribution`] are the plain data in between; [`host`] is the fingerprint.
 //! * [`stress`] makes a known load.
 //!
@@ -22,6 +23,7 @@
 //! [`model`] on works on plain data, without root, on any machine.
 
 pub mod cli;
+pub mod compare;
 pub mod diagnostics;
 pub mod distribution;
 pub mod host;
@@ -35,5 +37,6 @@ pub mod recording;
 pub mod report;
 pub mod snapshot;
 pub mod stress;
+mod table;
 pub mod units;
 pub mod words;

@@ -112,6 +112,22 @@ impl Measured {
         }
         self.loss.add(loss);
     }
+
+    /// What was measured after `earlier`; nothing if that is no earlier state of this.
+    pub fn since(&self, earlier: &Self) -> Option<Self> {
+        let mut rest = self.clone();
+        let Self { cells, ops, loss } = earlier;
+        for (key, before) in cells {
+            let cell = rest.cells.get_mut(key)?;
+            *cell = cell.since(before)?;
+        }
+        for (op, before) in ops {
+            let cell = rest.ops.get_mut(op)?;
+            *cell = cell.since(before)?;
+        }
+        rest.loss = rest.loss.since(loss)?;
+        Some(rest)
+    }
 }
 
 impl Cell {
@@ -135,6 +151,29 @@ impl Cell {
         self.wait.add(wait);
         self.hold.add(hold);
     }
+
+    fn since(&self, earlier: &Self) -> Option<Self> {
+        let Self {
+            acquisitions,
+            contended,
+            aborted,
+            aborted_wait_ns,
+            try_failed,
+            releases,
+            wait,
+            hold,
+        } = earlier;
+        Some(Self {
+            acquisitions: self.acquisitions.checked_sub(*acquisitions)?,
+            contended: self.contended.checked_sub(*contended)?,
+            aborted: self.aborted.checked_sub(*aborted)?,
+            aborted_wait_ns: self.aborted_wait_ns.checked_sub(*aborted_wait_ns)?,
+            try_failed: self.try_failed.checked_sub(*try_failed)?,
+            releases: self.releases.checked_sub(*releases)?,
+            wait: self.wait.since(wait)?,
+            hold: self.hold.since(hold)?,
+        })
+    }
 }
 
 impl OpCell {
@@ -142,6 +181,14 @@ impl OpCell {
         let Self { count, latency } = later;
         self.count += count;
         self.latency.add(latency);
+    }
+
+    fn since(&self, earlier: &Self) -> Option<Self> {
+        let Self { count, latency } = earlier;
+        Some(Self {
+            count: self.count.checked_sub(*count)?,
+            latency: self.latency.since(latency)?,
+        })
     }
 }
 
@@ -165,6 +212,30 @@ impl Loss {
         self.unfinished_ops += unfinished_ops;
         self.in_flight_waits = in_flight_waits;
         self.in_flight_holds = in_flight_holds;
+    }
+
+    fn since(&self, earlier: &Self) -> Option<Self> {
+        let Self {
+            recursion_misses,
+            map_full,
+            unmatched_releases,
+            unmatched_acquisitions,
+            unknown_sites,
+            unfinished_ops,
+            in_flight_waits: _,
+            in_flight_holds: _,
+        } = *earlier;
+        Some(Self {
+            recursion_misses: self.recursion_misses.checked_sub(recursion_misses)?,
+            map_full: self.map_full.checked_sub(map_full)?,
+            unmatched_releases: self.unmatched_releases.checked_sub(unmatched_releases)?,
+            unmatched_acquisitions: self
+                .unmatched_acquisitions
+                .checked_sub(unmatched_acquisitions)?,
+            unknown_sites: self.unknown_sites.checked_sub(unknown_sites)?,
+            unfinished_ops: self.unfinished_ops.checked_sub(unfinished_ops)?,
+            ..*self
+        })
     }
 }
 

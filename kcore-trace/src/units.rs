@@ -74,6 +74,40 @@ pub fn share(part: u64, whole: u64) -> String {
     }
 }
 
+/// A part of one, written as [`share`] writes it.
+pub fn fraction(part: f64) -> String {
+    const WHOLE: u64 = 1_000_000_000;
+    share((part * WHOLE as f64).round() as u64, WHOLE)
+}
+
+/// A number that need not be whole: `3.00`, `0.25`, `1,234`, `<0.01`.
+pub fn number(value: f64) -> String {
+    if value >= 999.5 {
+        count(value.round() as u64)
+    } else if value > 0.0 && value < 0.005 {
+        "<0.01".into()
+    } else {
+        three_digits(value)
+    }
+}
+
+/// A change of a part of what was: `+50 %`, `−3.1 %`, and from ten times as much on `×12.5`.
+pub fn change(relative: f64) -> String {
+    if relative >= 9.0 {
+        return format!("×{}", number(1.0 + relative));
+    }
+    format!("{} %", percents(relative))
+}
+
+/// A number of percents with its sign, two digits of it: `+50`, `−3.1`, `+0.0`.
+pub fn percents(relative: f64) -> String {
+    let sign = if relative < 0.0 { '−' } else { '+' };
+    match (100.0 * relative).abs() {
+        percent if percent < 9.95 => format!("{sign}{percent:.1}"),
+        percent => format!("{sign}{}", count(percent.round() as u64)),
+    }
+}
+
 /// How often something happened: `3.20/s`, `415/s`, `1,234,567/s`.
 pub fn rate(number: u64, ns: u64) -> Option<String> {
     if ns == 0 {
@@ -139,6 +173,28 @@ mod tests {
         ] {
             assert_eq!(elapsed(ns), text);
         }
+    }
+
+    #[test]
+    fn a_change_has_a_sign_and_becomes_a_factor_when_it_is_large() {
+        for (relative, text) in [
+            (0.0, "+0.0 %"),
+            (0.5, "+50 %"),
+            (-0.031, "−3.1 %"),
+            (-0.999, "−100 %"),
+            (8.99, "+899 %"),
+            (9.0, "×10.0"),
+            (11.5, "×12.5"),
+            (2_000.0, "×2,001"),
+        ] {
+            assert_eq!(change(relative), text);
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_not_whole_has_three_digits() {
+        let texts = [0.0, 0.001, 0.25, 3.0, 41.27, 1_234.5].map(number);
+        assert_eq!(texts, ["0.00", "<0.01", "0.25", "3.00", "41.3", "1,235"]);
     }
 
     #[test]

@@ -126,37 +126,78 @@ impl<'a> Walk<'a> {
 
     /// The frame at `offset`, which then stands behind it if it is whole.
     pub(super) fn step(&mut self) -> io::Result<Step<'_>> {
-        let rest = self.end.saturating_sub(self.offset);
-        if rest == 0 {
-            return Ok(Step::End);
-        }
-        let Some(rest) = rest.checked_sub(HEAD as u64) else {
-            return Ok(Step::Torn);
+        let head = match self.head()? {
+            Ok(head) => head,
+            Err(step) => return Ok(step),
         };
-        let mut head = [0; HEAD];
-        self.file.read_exact_at(&mut head, self.offset)?;
-        let [kind, l0, l1, l2, l3, c0, c1, c2, c3] = head;
-        let length = [l0, l1, l2, l3];
-        let size = u64::from(u32::from_le_bytes(length));
-        if size > MAX_PAYLOAD {
-            return Ok(Step::Damaged);
-        }
-        if size > rest {
-            return Ok(Step::Torn);
-        }
-        self.payload.resize(size as usize, 0);
+        self.payload.resize(head.size() as usize, 0);
         let offset = self.offset;
         self.file
             .read_exact_at(&mut self.payload, offset + HEAD as u64)?;
-        if checksum(kind, length, &self.payload) != u32::from_le_bytes([c0, c1, c2, c3]) {
+        if checksum(head.kind, head.length, &self.payload) != head.crc {
             return Ok(Step::Damaged);
         }
-        self.offset += HEAD as u64 + size;
+        self.offset = head.next(offset);
         Ok(Step::Whole(Frame {
             offset,
-            kind,
+            kind: head.kind,
             payload: &self.payload,
         }))
+    }
+
+    /// Passes frames up to the next one of a kind, without reading what they hold. A damaged one on
+    /// the way is not noticed before a checksum behind it is wrong.
+    pub(super) fn pass_to(&mut self, kind: Kind) -> io::Result<()> {
+        while let Ok(head) = self.head()?
+            && head.kind != kind as u8
+        {
+            self.offset = head.next(self.offset);
+        }
+        Ok(())
+    }
+
+    /// The head of the frame at `offset`, or why there is none.
+    fn head(&self) -> io::Result<Result<Head, Step<'static>>> {
+        let rest = self.end.saturating_sub(self.offset);
+        if rest == 0 {
+            return Ok(Err(Step::End));
+        }
+        let Some(rest) = rest.checked_sub(HEAD as u64) else {
+            return Ok(Err(Step::Torn));
+        };
+        let mut bytes = [0; HEAD];
+        self.file.read_exact_at(&mut bytes, self.offset)?;
+        let [kind, l0, l1, l2, l3, c0, c1, c2, c3] = bytes;
+        let head = Head {
+            kind,
+            length: [l0, l1, l2, l3],
+            crc: u32::from_le_bytes([c0, c1, c2, c3]),
+        };
+        Ok(if head.size() > MAX_PAYLOAD {
+            Err(Step::Damaged)
+        } else if head.size() > rest {
+            Err(Step::Torn)
+        } else {
+            Ok(head)
+        })
+    }
+}
+
+/// What stands before a payload.
+struct Head {
+    kind: u8,
+    length: [u8; 4],
+    crc: u32,
+}
+
+impl Head {
+    fn size(&self) -> u64 {
+        u32::from_le_bytes(self.length).into()
+    }
+
+    /// Where the frame behind the one at `offset` begins.
+    fn next(&self, offset: u64) -> u64 {
+        offset + HEAD as u64 + self.size()
     }
 }
 

@@ -42,6 +42,7 @@
 //! is 0600: a recording names commands and the machine.
 
 mod frame;
+mod parts;
 mod reader;
 mod writer;
 

@@ -28,7 +28,7 @@ pub struct Recording {
     pub end: Option<End>,
     /// Where reading had to stop, if the end is missing.
     pub cut: Option<Cut>,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     file: File,
     /// Where the first frame after the header begins.
     body: u64,
@@ -82,11 +82,16 @@ impl Recording {
 
     /// The intervals, in order of time; the first error is the last item.
     pub fn intervals(&self) -> Intervals<'_> {
-        let end = self.cut.map_or(self.size, |cut| cut.offset);
         Intervals {
             path: &self.path,
-            walk: Some(Walk::new(&self.file, self.body, end)),
+            walk: Some(self.walk()),
         }
+    }
+
+    /// A walk through what is whole, behind the header.
+    pub(super) fn walk(&self) -> Walk<'_> {
+        let end = self.cut.map_or(self.size, |cut| cut.offset);
+        Walk::new(&self.file, self.body, end)
     }
 }
 
@@ -358,7 +363,10 @@ impl Totals {
 }
 
 /// The value in a frame. Its checksum is right, so what does not fit was written that way.
-fn unpack<T: DeserializeOwned>(path: &Path, frame: &Frame<'_>) -> Result<T, RecordingError> {
+pub(super) fn unpack<T: DeserializeOwned>(
+    path: &Path,
+    frame: &Frame<'_>,
+) -> Result<T, RecordingError> {
     rmp_serde::from_slice(frame.payload)
         .map_err(|error| RecordingError::corrupt(path, frame.offset, &error.to_string()))
 }

@@ -3,10 +3,10 @@
 //! In come rows of a report, out go lines without trailing blanks. Invariant: a dash means that
 //! nothing happened; what was not measured is blank, and has no column if that is so everywhere.
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use kcore_trace_ebpf::words::{Intent, Kind, Mode};
 
 use super::{Counts, Dist, LockRow, LockTotal, OpRow, Report};
+use crate::table::{align, new_table};
 use crate::units;
 
 /// Which durations of a lock stand in a table.
@@ -17,15 +17,10 @@ pub(super) enum Sides {
     Holds,
 }
 
-/// A rule under the head and no other line.
-const STYLE: TableStyle =
-    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 /// For what did not happen.
 const DASH: &str = "–";
 /// What is shown of a distribution.
 const DIST: [&str; 4] = ["p50", "p99", "max", "total"];
-/// Blanks before a group of columns that belong together, beside the one before each column.
-const GROUP_GAP: u16 = 2;
 
 /// A number of the lock table. Those of durations say which of [`DIST`].
 #[derive(Clone, Copy, Debug)]
@@ -191,31 +186,4 @@ pub(super) fn ops(rows: &[OpRow], duration_ns: u64) -> String {
         align(&mut table, index, index == 3);
     }
     table.trim_fmt()
-}
-
-/// Columns of the widest line.
-pub(super) fn width(table: &str) -> usize {
-    table
-        .lines()
-        .map(|line| line.chars().count())
-        .max()
-        .unwrap_or(0)
-}
-
-/// A table whose head says how many columns there are; all begin as columns of words.
-fn new_table(head: Vec<String>) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE).set_header(head);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
-    }
-    table
-}
-
-/// Makes a column one of numbers, which stand under each other.
-fn align(table: &mut Table, index: usize, begins_group: bool) {
-    if let Some(column) = table.column_mut(index) {
-        column.set_cell_alignment(CellAlignment::Right);
-        column.set_padding((if begins_group { GROUP_GAP } else { 0 }, 0));
-    }
 }

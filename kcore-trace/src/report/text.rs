@@ -10,7 +10,7 @@ use super::tables::{self, Sides};
 use super::{Dist, LockTotal, Report, bars};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
-use crate::units;
+use crate::{table, units};
 
 /// Width of the names at the left of the first block.
 const NAME_WIDTH: usize = 10;
@@ -221,7 +221,7 @@ fn locks(report: &Report, columns: Option<u16>) -> Vec<String> {
         }];
     }
     let both = tables::locks(report, Sides::Both);
-    let room = columns.is_none_or(|columns| tables::width(&both) <= columns.into());
+    let room = columns.is_none_or(|columns| table::width(&both) <= columns.into());
     let tables = if room {
         vec![both]
     } else {

@@ -1,5 +1,6 @@
 //! What recordings and reports promise, checked on files and without a kernel to measure.
 
+mod compare;
 mod full_disk;
 mod plan;
 mod recording;

@@ -263,6 +263,40 @@ fn a_cut_recording_is_added_up_from_its_last_checkpoint() {
 }
 
 #[test]
+fn the_parts_of_a_recording_add_up_to_its_total_however_many_intervals_it_has() {
+    for count in [0, 1, 7, 64, 700] {
+        let (_folder, path) = folder();
+        let intervals = small_intervals(count);
+        write(&path, &sample::header(), &intervals);
+        let recording = Recording::open(&path).unwrap();
+        let parts = recording.parts(5).unwrap();
+        assert_eq!(parts.len() as u64, count.clamp(1, 5), "{count} intervals");
+        let mut total = Measured::default();
+        for part in &parts {
+            total.add(part);
+        }
+        assert_eq!(total, recording.total, "{count} intervals");
+        // Every interval lost one sample, so losses tell how many are in a part; each end of a part
+        // is at most half of what is between two checkpoints away from where it should be.
+        let lengths = parts.iter().map(|part| part.loss.map_full);
+        let (shortest, longest) = (lengths.clone().min().unwrap(), lengths.max().unwrap());
+        assert!(longest - shortest <= 128, "{shortest} to {longest}");
+    }
+}
+
+#[test]
+fn parts_of_a_recording_that_is_damaged_inside_are_an_error() {
+    let (_folder, path) = folder();
+    write(&path, &sample::header(), &small_intervals(1_000));
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 2_000].fill(0xff);
+    fs::write(&path, bytes).unwrap();
+    let error = Recording::open(&path).unwrap().parts(5).unwrap_err();
+    assert!(matches!(error, RecordingError::Corrupt { .. }), "{error}");
+}
+
+#[test]
 fn a_damaged_footer_costs_nothing() {
     let (_folder, path) = folder();
     let intervals = small_intervals(3);

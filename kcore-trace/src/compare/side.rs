@@ -1,0 +1,130 @@
+//! One side of a comparison: a recording, or several repeats of it.
+//!
+//! In comes a path, out come the header of each recording and the samples whose spread says how
+//! sure a difference is: the totals of repeats or, of a single recording, its intervals. Invariant:
+//! nothing but totals is read of repeats.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+
+use crate::model::{Header, Loss, Measured};
+use crate::recording::Recording;
+
+/// The most samples that one recording is divided into. More of them would be shorter, so that they
+/// hold fewer events and depend more on each other, and the t distribution gains little from them.
+const MOST_PARTS: u64 = 20;
+/// How recordings in a folder end.
+const EXTENSION: &str = "kct";
+
+/// What the samples of a side are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampling {
+    /// Recordings, each a run of its own.
+    Repeats,
+    /// Parts of one recording, which share whatever was particular to that run.
+    Intervals,
+}
+
+/// One side, as it was read.
+#[derive(Debug)]
+pub struct Side {
+    /// The path as it was given.
+    pub(super) path: String,
+    /// One for each recording; the first speaks for all.
+    pub(super) headers: Vec<Header>,
+    pub(super) sampling: Sampling,
+    pub(super) samples: Vec<Measured>,
+    /// The sum over all recordings.
+    pub(super) total: Measured,
+    /// Nanoseconds measured, over all recordings.
+    pub(super) duration_ns: u64,
+    /// Recordings whose end is missing.
+    pub(super) truncated: usize,
+}
+
+impl Side {
+    /// Opens a recording, or all recordings in a folder as repeats of one another.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read or holds no recording; a recording cannot be opened or read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let recordings: Vec<_> = files(path)?
+            .iter()
+            .map(|file| Recording::open(file))
+            .collect::<Result<_, _>>()?;
+        let (sampling, samples) = match recordings.as_slice() {
+            [single] => (Sampling::Intervals, single.parts(MOST_PARTS)?),
+            several => {
+                let totals = several.iter().map(|recording| recording.total.clone());
+                (Sampling::Repeats, totals.collect())
+            }
+        };
+        let mut total = Measured::default();
+        for recording in &recordings {
+            total.add(&recording.total);
+        }
+        // These are a state to the model; of repeats each has its own end.
+        total.loss = Loss {
+            in_flight_waits: sum(&recordings, |loss| loss.in_flight_waits),
+            in_flight_holds: sum(&recordings, |loss| loss.in_flight_holds),
+            ..total.loss
+        };
+        Ok(Self {
+            path: path.display().to_string(),
+            sampling,
+            samples,
+            total,
+            duration_ns: recordings.iter().map(|one| one.duration_ns).sum(),
+            truncated: recordings.iter().filter(|one| !one.is_complete()).count(),
+            headers: recordings.into_iter().map(|one| one.header).collect(),
+        })
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        &self.headers[0]
+    }
+
+    /// Acquisitions, or those that are seen.
+    pub(super) fn seen(&self) -> u64 {
+        let cells = self.total.cells.values();
+        cells
+            .map(|cell| cell.acquisitions.max(cell.contended))
+            .sum()
+    }
+}
+
+fn sum(recordings: &[Recording], number: fn(&Loss) -> u64) -> u64 {
+    let losses = recordings.iter().map(|recording| &recording.total.loss);
+    losses.map(number).sum()
+}
+
+/// The recordings that a path stands for, in the order of their names.
+fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let unreadable = || format!("failed to list the recordings in `{}`", path.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).with_context(unreadable)? {
+        let file = entry.with_context(unreadable)?.path();
+        let hidden = file
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && file.extension().is_some_and(|ending| ending == EXTENSION) {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        bail!(
+            "`{}` holds no recording: repeats are files that end in .{EXTENSION}",
+            path.display()
+        );
+    }
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,97 @@
+//! A recording in parts.
+//!
+//! Out come a few measurements that add up to the total. Invariant: however long the recording is,
+//! no more intervals are read than there are between some checkpoints; those of a long one are
+//! passed over, and its parts are differences of checkpoints.
+
+use serde::Deserialize;
+
+use super::frame::{Kind, Step};
+use super::reader::unpack;
+use super::{Checkpoint, INTERVALS_PER_CHECKPOINT, Recording, RecordingError};
+use crate::model::Measured;
+
+/// Checkpoints in a part, at least, for parts to be differences of checkpoints: with fewer they
+/// would be of too different lengths.
+const CHECKPOINTS_PER_PART: u64 = 2;
+
+/// The end of a checkpoint, without what is counted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct End {
+    end_ns: u64,
+}
+
+impl Recording {
+    /// The recording in at most so many parts of about equal length, each of one interval at least.
+    /// An empty recording is one part.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
+    pub fn parts(&self, most: u64) -> Result<Vec<Measured>, RecordingError> {
+        let intervals = self.duration_ns / self.header.interval_ns.max(1);
+        let count = intervals.clamp(1, most.max(1));
+        if intervals / INTERVALS_PER_CHECKPOINT >= count * CHECKPOINTS_PER_PART {
+            self.parts_of_checkpoints(count)
+        } else {
+            self.parts_of_intervals(count)
+        }
+    }
+
+    fn parts_of_intervals(&self, count: u64) -> Result<Vec<Measured>, RecordingError> {
+        let duration_ns = u128::from(self.duration_ns.max(1));
+        let mut parts = vec![Measured::default(); count as usize];
+        for interval in self.intervals() {
+            let interval = interval?;
+            let index = u128::from(interval.start_ns) * u128::from(count) / duration_ns;
+            // The last interval may be cut short, and so begin where no whole one has room.
+            let index = index.min(u128::from(count) - 1);
+            parts[index as usize].add(&interval.measured);
+        }
+        Ok(parts)
+    }
+
+    fn parts_of_checkpoints(&self, count: u64) -> Result<Vec<Measured>, RecordingError> {
+        let io = |offset, error| RecordingError::io(&self.path, offset, error);
+        // A checkpoint ends a part if the next one would be farther from where it should end.
+        let half = u128::from(self.header.interval_ns) * u128::from(INTERVALS_PER_CHECKPOINT / 2);
+        let mut parts = Vec::new();
+        let mut before = Measured::default();
+        let mut walk = self.walk();
+        while (parts.len() as u64) + 1 < count {
+            walk.pass_to(Kind::Checkpoint)
+                .map_err(|error| io(walk.offset, error))?;
+            let offset = walk.offset;
+            let frame = match walk.step().map_err(|error| io(offset, error))? {
+                Step::Whole(frame) => frame,
+                Step::End => break,
+                Step::Torn | Step::Damaged => return Err(self.damaged(offset)),
+            };
+            let End { end_ns } = unpack(&self.path, &frame)?;
+            let due = u128::from(self.duration_ns) * (parts.len() as u128 + 1) / u128::from(count);
+            if u128::from(end_ns) + half < due {
+                continue;
+            }
+            let Checkpoint { total, .. } = unpack(&self.path, &frame)?;
+            parts.push(self.difference(&total, &before, offset)?);
+            before = total;
+        }
+        parts.push(self.difference(&self.total, &before, walk.offset)?);
+        Ok(parts)
+    }
+
+    fn difference(
+        &self,
+        later: &Measured,
+        earlier: &Measured,
+        offset: u64,
+    ) -> Result<Measured, RecordingError> {
+        let less = || RecordingError::corrupt(&self.path, offset, "counts decrease");
+        later.since(earlier).ok_or_else(less)
+    }
+
+    fn damaged(&self, offset: u64) -> RecordingError {
+        RecordingError::corrupt(&self.path, offset, "the checksum is wrong")
+    }
+}
