@@ -22,15 +22,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::script;
+use crate::{load, script};
 
 /// The first argument that makes this binary the command-line tool: a case runs
 /// `/proc/self/exe kcore-trace record …`.
 pub(crate) const TOOL: &str = "kcore-trace";
-
-/// The first argument that makes it load a module whose work is done by loading: a case records
-/// `/proc/self/exe --load-module FILE PARAMETERS`.
-pub(crate) const LOAD_MODULE: &str = "--load-module";
 
 /// The command-line tool; its first argument is its name.
 pub(crate) type Tool = fn(Vec<OsString>) -> ExitCode;
@@ -125,7 +121,7 @@ impl Guest {
 
     /// Follows the script in the initramfs, each step as if it were a case.
     fn follow_script(&mut self) {
-        match script::read() {
+        match script::read(self.cpus()) {
             Ok(steps) => {
                 for step in &steps {
                     println!("running {}, {:.1} s after boot", step.name, uptime_s());
@@ -244,7 +240,7 @@ pub(crate) fn main(cases: &[Case], tool: Tool) -> ExitCode {
     match arguments.get(1).and_then(|argument| argument.to_str()) {
         Some(TOOL) => tool(arguments[1..].to_vec()),
         _ if std::process::id() == 1 => as_init(cases),
-        Some(LOAD_MODULE) => load_module(&arguments[2..]),
+        Some(load::MODULE) => load::main(&arguments[2..]),
         Some("--native") => {
             let filter = arguments
                 .get(2)
@@ -336,43 +332,6 @@ fn native(cases: &[Case], filter: String) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    }
-}
-
-/// Loads a module that does its work while being loaded and then refuses to stay (`EAGAIN`).
-fn load_module(arguments: &[OsString]) -> ExitCode {
-    let words: Vec<_> = arguments
-        .iter()
-        .map(|word| word.to_string_lossy())
-        .collect();
-    let loaded =
-        words
-            .split_first()
-            .context("no module is named")
-            .and_then(|(path, parameters)| {
-                let file = File::open(&**path).with_context(|| format!("failed to open {path}"))?;
-                let parameters = CString::new(parameters.join(" "))?;
-                // SAFETY: the descriptor is open and the string lives until the call returns.
-                let result = unsafe {
-                    libc::syscall(
-                        libc::SYS_finit_module,
-                        file.as_raw_fd(),
-                        parameters.as_ptr(),
-                        0,
-                    )
-                };
-                let error = io::Error::last_os_error();
-                if result == 0 || error.raw_os_error() != Some(libc::EAGAIN) {
-                    bail!("the load of {path} ended with {result}, {error}");
-                }
-                Ok(())
-            });
-    match loaded {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod cases;
 mod guest;
+mod load;
 mod script;
 mod tool;
 

@@ -1,8 +1,8 @@
 //! A guest that compares: it follows a script of workloads instead of running cases.
 //!
 //! In: `/lab.json`, as `xtask/src/lab/workloads.rs` writes it. Out: for each step a line on the
-//! console as for a case, and as artefacts its recording, if it is recorded, and what the kernel
-//! said meanwhile.
+//! console as for a case, and as artefacts its recording, if it is recorded, what the
+//! kernel said meanwhile, and what it counted of the work of a module.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
 use crate::guest::{self, Guest, Outcome};
-use crate::tool;
+use crate::{load, tool};
 
 /// Where the script is in the initramfs.
 pub(crate) const PATH: &str = "/lab.json";
@@ -20,6 +20,8 @@ pub(crate) const PATH: &str = "/lab.json";
 #[derive(Deserialize)]
 pub(crate) struct Step {
     pub(crate) name: String,
+    /// CPUs of the guest that it is for.
+    pub(crate) cpus: usize,
     /// How much is recorded; nothing, if it only runs.
     level: Option<String>,
     /// A module whose loading is the work.
@@ -31,9 +33,13 @@ pub(crate) struct Step {
     stress: Vec<String>,
 }
 
-pub(crate) fn read() -> Result<Vec<Step>> {
+/// The steps for a guest with so many CPUs.
+pub(crate) fn read(cpus: usize) -> Result<Vec<Step>> {
     let text = std::fs::read(PATH).with_context(|| format!("failed to read {PATH}"))?;
-    serde_json::from_slice(&text).with_context(|| format!("{PATH} is no script"))
+    let mut steps: Vec<Step> =
+        serde_json::from_slice(&text).with_context(|| format!("{PATH} is no script"))?;
+    steps.retain(|step| step.cpus == cpus);
+    Ok(steps)
 }
 
 impl Step {
@@ -51,6 +57,12 @@ impl Step {
         // What the kernel said matters most when the work failed.
         let log = kernel_log()?;
         guest.artefact(&format!("{}.log", self.name), &log)?;
+        for (end, path) in load::COUNTERS {
+            if let Ok(counters) = std::fs::read(path) {
+                guest.artefact(&format!("{}.{end}", self.name), &counters)?;
+                std::fs::remove_file(path)?;
+            }
+        }
         done.map(|()| Outcome::Passed)
     }
 
@@ -65,7 +77,7 @@ impl Step {
             return Ok(None);
         };
         ensure!(Path::new(&file).exists(), "{file} is not in the initramfs");
-        let mut words = vec![tool::EXE.to_owned(), guest::LOAD_MODULE.into(), file];
+        let mut words = vec![tool::EXE.to_owned(), load::MODULE.into(), file];
         words.extend(self.parameters.iter().cloned());
         Ok(Some(words))
     }

@@ -1,7 +1,7 @@
 //! The VM lab: emulated machines, the kernels that they boot, and what is run on them.
 //!
 //! [`kernels`] are Debian's own, [`build`] makes others of one source; [`cases`] runs the tests on
-//! them, [`run`] the [`workloads`] of a comparison. [`qemu`], [`initramfs`], [`artefacts`], [`protocol`] and [`schedule`] are the machinery.
+//! them, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured. [`qemu`], [`initramfs`], [`artefacts`], [`protocol`] and [`schedule`] are the machinery.
 
 mod artefacts;
 pub(crate) mod build;
@@ -10,7 +10,8 @@ mod initramfs;
 pub(crate) mod kernels;
 pub(crate) mod protocol;
 mod qemu;
-mod run;
+mod report;
+pub(crate) mod run;
 mod schedule;
 mod workloads;
 
@@ -36,6 +37,8 @@ pub(crate) enum Chore {
     },
     /// Run the same work on several kernels, in turns, recorded
     Run(run::Options),
+    /// Show what a run measured, beside what was published
+    Report(report::Options),
 }
 
 /// The command `cargo xtask lab`.
@@ -62,6 +65,7 @@ pub(crate) fn run(places: &Places, chore: Chore) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Chore::Run(options) => run::command(places, &options),
+        Chore::Report(options) => report::command(places, options),
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The quick run that is part of the tests.
+    /// What `--quick` into this folder asks for.
     pub(crate) fn quick(output: PathBuf) -> Self {
         Self {
             quick: true,
@@ -132,6 +132,7 @@ pub(crate) struct Run {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct BootRecord {
     pub(crate) kernel: String,
+    pub(crate) cpus: u32,
     pub(crate) repeat: u32,
     pub(crate) seconds: f64,
     /// Why the guest did not reach its end, if it did not.
@@ -151,10 +152,14 @@ impl Run {
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
     }
 
-    fn problems(&self) -> Vec<String> {
+    /// What went wrong, a line each.
+    pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for boot in &self.boots {
-            let name = format!("{}, repeat {}", boot.kernel, boot.repeat);
+            let name = format!(
+                "{}, {} CPUs, repeat {}",
+                boot.kernel, boot.cpus, boot.repeat
+            );
             problems.extend(boot.trouble.iter().map(|why| format!("{name}: {why}")));
             for (step, why) in &boot.failed {
                 problems.push(format!("{name}: {step}: {why}"));
@@ -215,6 +220,14 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<(PathBuf, Run)> 
     let guest = cargo::guest_binary(places, &tools)?;
 
     let workloads = options.workloads();
+    println!(
+        "\nOn {} kernels, {} times each:",
+        kernels.len(),
+        options.repeats()
+    );
+    for workload in &workloads {
+        println!("  {:22} {}", workload.name, workload.about);
+    }
     let script = workloads::script(&workloads, &options.level);
     let extras = vec![("lab.json".to_owned(), serde_json::to_vec(&script)?)];
     let binary = fs::read(&guest)?;
@@ -235,15 +248,25 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<(PathBuf, Run)> 
         repeats: options.repeats(),
         boots: Vec::new(),
     };
-    let boots: Vec<_> = (1..=run.repeats)
-        .flat_map(|repeat| kernels.iter().map(move |kernel| (kernel, repeat)))
-        .collect();
+    let mut shapes: Vec<u32> = workloads.iter().map(|workload| workload.cpus()).collect();
+    shapes.sort_unstable();
+    shapes.dedup();
+    let mut boots = Vec::new();
+    for repeat in 1..=run.repeats {
+        for &cpus in &shapes {
+            boots.extend(kernels.iter().map(|kernel| Boot {
+                kernel,
+                cpus,
+                repeat,
+            }));
+        }
+    }
     let progress = Progress::new(boots.len());
     let timeout = Duration::from_secs(options.boot_timeout);
     let mut broken = None;
     schedule::run(
         boots,
-        |(kernel, repeat)| boot(kernel, repeat, &initramfs, scratch.path(), &folder, timeout),
+        |boot| boot.run(&initramfs, scratch.path(), &folder, timeout),
         |booted| match booted {
             Ok(record) => {
                 progress.show(run.boots.len() + 1, &record);
@@ -266,75 +289,81 @@ fn write(folder: &Path, run: &Run) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("failed to write {}; `df .`", path.display()))
 }
 
-fn boot(
-    kernel: &Kernel,
+/// One boot to do.
+struct Boot<'a> {
+    kernel: &'a Kernel,
+    cpus: u32,
     repeat: u32,
-    initramfs: &Path,
-    scratch: &Path,
-    folder: &Path,
-    timeout: Duration,
-) -> Result<BootRecord> {
-    let name = format!("{}-{repeat}", kernel.line);
-    let (console, stream) = (format!("{name}.console"), format!("{name}.artefacts"));
-    let machine = Machine {
-        kernel: &kernel.image,
-        initramfs,
-        cpus: 4,
-        counts_instructions: true,
-        words: cases::words("lab", kernel),
-        timeout,
-    };
-    let files = Files {
-        folder: scratch,
-        console: &console,
-        artefacts: &stream,
-    };
-    let began = Instant::now();
-    let ending = qemu::boot(&machine, &files)?;
-    let seconds = began.elapsed().as_secs_f64();
-    let text = fs::read(scratch.join(&console))?;
-    fs::write(folder.join("consoles").join(&console), &text)?;
-    let report = Report::from_console(&String::from_utf8_lossy(&text));
-    keep(&fs::read(scratch.join(&stream))?, kernel, repeat, folder)?;
-    fs::remove_file(scratch.join(&stream))?;
-    let trouble = match ending {
-        Ending::Left => report.trouble(),
-        Ending::Failed(status) => Some(format!("QEMU failed with {status}")),
-        Ending::TimedOut => Some(format!("it was stopped after {seconds:.0} s")),
-    };
-    let steps = |wanted: fn(&Verdict) -> Option<&String>| {
-        let cases = report.cases.iter();
-        let told =
-            cases.filter_map(|case| Some((case.name.clone(), wanted(&case.verdict)?.clone())));
-        told.collect()
-    };
-    Ok(BootRecord {
-        kernel: kernel.line.into(),
-        repeat,
-        seconds,
-        trouble,
-        failed: steps(|verdict| match verdict {
-            Verdict::Failed(why) => Some(why),
-            _ => None,
-        }),
-        skipped: steps(|verdict| match verdict {
-            Verdict::Skipped(why) => Some(why),
-            _ => None,
-        }),
-    })
+}
+
+impl Boot<'_> {
+    fn run(
+        &self,
+        initramfs: &Path,
+        scratch: &Path,
+        folder: &Path,
+        timeout: Duration,
+    ) -> Result<BootRecord> {
+        let name = format!("{}-{}cpu-{}", self.kernel.line, self.cpus, self.repeat);
+        let (console, stream) = (format!("{name}.console"), format!("{name}.artefacts"));
+        let machine = Machine {
+            kernel: &self.kernel.image,
+            initramfs,
+            cpus: self.cpus,
+            // Kernels hang on their second CPU where the clock counts instructions.
+            counts_instructions: self.cpus == 1,
+            words: cases::words("lab", self.kernel),
+            timeout,
+        };
+        let files = Files {
+            folder: scratch,
+            console: &console,
+            artefacts: &stream,
+        };
+        let began = Instant::now();
+        let ending = qemu::boot(&machine, &files)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let text = fs::read(scratch.join(&console))?;
+        fs::write(folder.join("consoles").join(&console), &text)?;
+        keep(&fs::read(scratch.join(&stream))?, self, folder)?;
+        fs::remove_file(scratch.join(&stream))?;
+        let report = Report::from_console(&String::from_utf8_lossy(&text));
+        let trouble = match ending {
+            Ending::Left => report.trouble(),
+            Ending::Failed(status) => Some(format!("QEMU failed with {status}")),
+            Ending::TimedOut => Some(format!("it was stopped after {seconds:.0} s")),
+        };
+        let mut record = BootRecord {
+            kernel: self.kernel.line.into(),
+            cpus: self.cpus,
+            repeat: self.repeat,
+            seconds,
+            trouble,
+            failed: Vec::new(),
+            skipped: Vec::new(),
+        };
+        for case in report.cases {
+            match case.verdict {
+                Verdict::Failed(why) => record.failed.push((case.name, why)),
+                Verdict::Skipped(why) => record.skipped.push((case.name, why)),
+                Verdict::Passed | Verdict::Unfit(_) => (),
+            }
+        }
+        Ok(record)
+    }
 }
 
 /// Puts each file that a guest sent where its workload's results are.
-fn keep(stream: &[u8], kernel: &Kernel, repeat: u32, folder: &Path) -> Result<()> {
+fn keep(stream: &[u8], boot: &Boot<'_>, folder: &Path) -> Result<()> {
     let (artefacts, _cut) = artefacts::parse(stream);
     for artefact in artefacts {
         let name = &artefact.name;
         let (workload, end) = name
             .split_once('.')
             .with_context(|| format!("a guest sent a file of the name {name}"))?;
-        let into = folder.join(kernel.line).join(workload);
+        let into = folder.join(boot.kernel.line).join(workload);
         fs::create_dir_all(&into)?;
-        fs::write(into.join(format!("{repeat}.{end}")), artefact.data)?;
+        fs::write(into.join(format!("{}.{end}", boot.repeat)), artefact.data)?;
     }
     Ok(())
 }
@@ -369,8 +398,8 @@ impl Progress {
             (None, failed) => format!("{failed} steps failed"),
         };
         println!(
-            "  [{done}/{}] {}, repeat {}: {verdict} ({:.0} s), {left} left",
-            self.boots, record.kernel, record.repeat, record.seconds
+            "  [{done}/{}] {}, {} CPUs, repeat {}: {verdict} ({:.0} s), {left} left",
+            self.boots, record.kernel, record.cpus, record.repeat, record.seconds
         );
     }
 }

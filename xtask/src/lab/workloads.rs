@@ -57,6 +57,15 @@ impl Workload {
         self
     }
 
+    /// CPUs of the guest that it runs in. With one, the guest's clock counts instructions, so that
+    /// cycles are those of the code and not of the host; with several, CPUs compete.
+    pub(crate) fn cpus(&self) -> u32 {
+        match self.work {
+            Work::TestVmalloc { threads, .. } => threads,
+            Work::Stress(_) => 4,
+        }
+    }
+
     /// Whether it can run only where `test_vmalloc` was built: not on Debian's own kernels.
     pub(crate) fn needs_module(&self) -> bool {
         matches!(self.work, Work::TestVmalloc { .. })
@@ -150,6 +159,7 @@ fn step(workload: &Workload, name: &str, level: Option<&str>) -> Value {
             loops,
         } => json!({
             "name": name,
+            "cpus": workload.cpus(),
             "level": level,
             "module": "test_vmalloc",
             "parameters": [
@@ -161,6 +171,7 @@ fn step(workload: &Workload, name: &str, level: Option<&str>) -> Value {
         }),
         Work::Stress(args) => json!({
             "name": name,
+            "cpus": workload.cpus(),
             "level": level,
             "stress": args.split(' ').collect::<Vec<_>>(),
         }),

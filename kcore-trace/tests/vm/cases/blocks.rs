@@ -7,7 +7,8 @@
 use anyhow::{Context as _, Result, ensure};
 
 use super::churn::{equal, may_lack};
-use crate::guest::{self, Guest, Outcome};
+use crate::guest::{Guest, Outcome};
+use crate::load;
 use crate::tool::{self, Report};
 
 const LOOPS: u64 = 500;
@@ -27,7 +28,7 @@ fn recorded(guest: &Guest, hooks: &str, parameters: &[String]) -> Result<Report>
     let file = path.to_str().context("a path that is not UTF-8")?;
     let module = guest.module("vmap_ram")?;
     let mut args = vec!["record", "-o", file, "--hooks", hooks, "--"];
-    args.extend([tool::EXE, guest::LOAD_MODULE, &module]);
+    args.extend([tool::EXE, load::MODULE, &module]);
     args.extend(parameters.iter().map(String::as_str));
     let output = tool::run(&args)?;
     println!("{}", tool::complaint(&output));
