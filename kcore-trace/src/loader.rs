@@ -12,7 +12,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
 use aya_log::EbpfLogger;
 use kcore_trace_ebpf::layout::{
     SITES, SLOT_WAYS, SLOTS, SiteRange, address, block, flag, node, text,
@@ -167,7 +167,11 @@ impl Session {
     }
 
     fn attach_all(&mut self, addresses: &Addresses) -> Result<()> {
-        let btf = Btf::from_sys_fs().ok();
+        let types = addresses.types.as_deref();
+        let btf = types
+            .map(|types| Btf::parse(types, Endianness::default()))
+            .transpose()
+            .context("failed to read the types that programs are attached by")?;
         let mut index = 0;
         while index < self.plan.programs.len() {
             let hook = self.plan.programs[index].clone();

@@ -5,7 +5,7 @@
 //! one pass over the types. Invariant: bytes that are not BTF are an error, never a panic.
 //! The format: `Documentation/bpf/btf.rst`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -20,6 +20,7 @@ mod kind {
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
     pub(super) const ENUM: u32 = 6;
+    pub(super) const FWD: u32 = 7;
     pub(super) const TYPEDEF: u32 = 8;
     pub(super) const FUNC: u32 = 12;
     pub(super) const FUNC_PROTO: u32 = 13;
@@ -62,7 +63,8 @@ pub struct Struct {
 pub struct Btf {
     functions: HashMap<String, Function>,
     structs: HashMap<String, Struct>,
-    typedefs: HashSet<String>,
+    /// With their ids.
+    typedefs: HashMap<String, u32>,
 }
 
 impl Btf {
@@ -75,15 +77,13 @@ impl Btf {
             let Some(name) = table.name(ty.name).filter(|name| wanted.contains(name)) else {
                 continue;
             };
+            // Type ids begin at one; id zero is void.
+            let id = index as u32 + 1;
             match ty.kind {
                 kind::FUNC => {
                     let proto = resolve(&types, ty.size_or_type);
                     let args = proto.map_or(0, |proto| proto.vlen);
-                    // Type ids begin at one; id zero is void.
-                    let function = Function {
-                        id: index as u32 + 1,
-                        args,
-                    };
+                    let function = Function { id, args };
                     btf.functions.entry(name.to_owned()).or_insert(function);
                 }
                 kind::STRUCT => {
@@ -94,7 +94,7 @@ impl Btf {
                         .or_insert(Struct { size, members });
                 }
                 kind::TYPEDEF => {
-                    btf.typedefs.insert(name.to_owned());
+                    btf.typedefs.entry(name.to_owned()).or_insert(id);
                 }
                 _ => {}
             }
@@ -114,7 +114,49 @@ impl Btf {
 
     /// Whether a typedef that was asked for exists.
     pub fn has_typedef(&self, name: &str) -> bool {
-        self.typedefs.contains(name)
+        self.typedefs.contains_key(name)
+    }
+
+    /// The functions and typedefs that were asked for as BTF of their own, in which they have the
+    /// ids that the kernel knows them by.
+    ///
+    /// Attaching a program looks for its target by going through all types and their names. There
+    /// are more than a hundred thousand; here those that nobody looks for are nameless.
+    pub fn for_attaching(&self) -> Vec<u8> {
+        let functions = self.functions.iter().map(|(name, function)| {
+            // A function refers to its prototype, for which any type will do.
+            (function.id, (kind::FUNC, name))
+        });
+        let typedefs = self
+            .typedefs
+            .iter()
+            .map(|(name, &id)| (id, (kind::TYPEDEF, name)));
+        let named: BTreeMap<u32, (u32, &String)> = functions.chain(typedefs).collect();
+        let last = named.keys().next_back().copied().unwrap_or(0);
+        let mut strings = vec![0u8];
+        let mut types = Vec::with_capacity(12 * last as usize);
+        for id in 1..=last {
+            let (kind, name) = match named.get(&id) {
+                Some((kind, name)) => {
+                    let at = strings.len() as u32;
+                    strings.extend(name.bytes().chain([0]));
+                    (*kind, at)
+                }
+                None => (kind::FWD, 0),
+            };
+            for word in [name, kind << 24, 0] {
+                types.extend(word.to_le_bytes());
+            }
+        }
+        let (types_length, strings_length) = (types.len() as u32, strings.len() as u32);
+        let mut bytes = MAGIC.to_le_bytes().to_vec();
+        bytes.extend([1, 0]);
+        for word in [24, 0, types_length, types_length, strings_length] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend(types);
+        bytes.extend(strings);
+        bytes
     }
 }
 
@@ -208,7 +250,7 @@ fn extra_bytes(ty: &Type) -> Result<usize> {
         kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * ty.vlen,
         kind::ENUM | kind::FUNC_PROTO => 8 * ty.vlen,
         // Pointers, forwards, qualifiers, floats and tags carry nothing more.
-        2 | 7..=12 | 16 | 18 => 0,
+        2 | kind::FWD..=12 | 16 | 18 => 0,
         other => bail!("BTF has a type of unknown kind {other}"),
     })
 }
@@ -280,6 +322,18 @@ mod tests {
         assert_eq!(outer.size, 16);
         assert_eq!(outer.members["y"], (4, "int".to_owned()));
         assert_eq!(outer.members["in"], (8, "inner".to_owned()));
+    }
+
+    #[test]
+    fn what_programs_are_attached_by_has_the_ids_of_the_kernel() {
+        let btf = Btf::parse(&sample(), &HashSet::from(["vread", "outer"])).unwrap();
+        let attaching = btf.for_attaching();
+        let again = Btf::parse(&attaching, &HashSet::from(["vread", "outer", "int"])).unwrap();
+        assert_eq!(again.function("vread").unwrap().id, 6);
+        assert!(again.structure("outer").is_none() && again.typedefs.is_empty());
+        let aya = aya::Btf::parse(&attaching, aya::Endianness::default()).unwrap();
+        let id = aya.id_by_type_name_kind("vread", aya_obj::btf::BtfKind::Func);
+        assert_eq!(id.unwrap(), 6);
     }
 
     #[test]

@@ -130,6 +130,8 @@ pub struct Addresses {
     pub acquire: [u64; acquire::COUNT],
     /// Functions that are hooked by address, since their name is not unique.
     pub by_address: BTreeMap<&'static str, u64>,
+    /// What programs are attached by ([`Btf::for_attaching`]); nothing where there is no BTF.
+    pub types: Option<Vec<u8>>,
 }
 
 impl Facts {
@@ -145,7 +147,8 @@ impl Facts {
         };
         let symbols = Symbols::read(&wanted_symbols())?;
         let facts = Self::from_sources(&btf, btf_bytes.is_some(), &symbols)?;
-        let addresses = Addresses::find(&facts, &symbols);
+        let types = btf_bytes.is_some().then(|| btf.for_attaching());
+        let addresses = Addresses::find(&facts, &symbols, types);
         let spinlocks = spinlocks(&btf, &symbols);
         Ok((Self { spinlocks, ..facts }, addresses))
     }
@@ -234,7 +237,7 @@ impl Era {
 }
 
 impl Addresses {
-    fn find(facts: &Facts, symbols: &Symbols) -> Self {
+    fn find(facts: &Facts, symbols: &Symbols, types: Option<Vec<u8>>) -> Self {
         let anchor = symbols.address(ANCHOR, None);
         let ranges = probes::SITES.iter().flat_map(|site| {
             let ranges = symbols.ranges(site.symbol, anchor);
@@ -244,6 +247,7 @@ impl Addresses {
         sites.sort_by_key(|(_, range)| range.start);
         let of = |name: &'static str| Some((name, symbols.address(name, anchor)?));
         Self {
+            types,
             locks: STATIC_LOCKS
                 .iter()
                 .filter_map(|&(lock, name)| Some((lock, symbols.address(name, anchor)?)))

@@ -18,6 +18,7 @@ use tokio::process;
 
 use super::Caught;
 use crate::model::End;
+use crate::stress;
 
 /// A command that exists.
 pub(super) struct Command {
@@ -55,6 +56,7 @@ impl Command {
     pub(super) fn spawn(self) -> Result<Child> {
         let mut command = process::Command::new(&self.program);
         command.arg0(&self.words[0]).args(&self.words[1..]);
+        command.env(stress::RECORDED, "1");
         let child = command
             .spawn()
             .with_context(|| format!("failed to start command `{}`", self.program.display()))?;

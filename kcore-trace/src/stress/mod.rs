@@ -219,7 +219,11 @@ fn failure(kind: Kind, errno: i32) -> anyhow::Error {
     }
 }
 
-/// A line on the terminal, renewed every second; nothing where stderr is no terminal.
+/// Set for the command that `record` runs: the live line of the recorder has the terminal.
+pub(crate) const RECORDED: &str = "KCORE_TRACE_RECORDED";
+
+/// A line on the terminal, renewed every second; nothing where stderr is no terminal or a recorder
+/// has it.
 struct Progress {
     bar: ProgressBar,
     shown_s: u64,
@@ -229,10 +233,11 @@ impl Progress {
     fn new() -> Self {
         let style = ProgressStyle::with_template("{msg}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner());
-        Self {
-            bar: ProgressBar::new_spinner().with_style(style),
-            shown_s: 0,
-        }
+        let bar = match std::env::var_os(RECORDED) {
+            Some(_) => ProgressBar::hidden(),
+            None => ProgressBar::new_spinner().with_style(style),
+        };
+        Self { bar, shown_s: 0 }
     }
 
     fn show(&mut self, elapsed: Duration, done: u64) {

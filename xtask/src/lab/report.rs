@@ -84,7 +84,7 @@ pub(crate) fn command(places: &Places, options: Options) -> Result<ExitCode> {
     if !problems.is_empty() {
         println!("What went wrong:\n  {}\n", problems.join("\n  "));
     }
-    results.cycles(kernels)?;
+    results.cycles(&run, kernels)?;
     results.locks(&run)?;
     results.events(&run)?;
     results.oracle(&run)?;
@@ -133,13 +133,19 @@ impl Results {
     }
 
     /// The thread's table.
-    fn cycles(&self, kernels: [&str; 2]) -> Result<()> {
+    fn cycles(&self, run: &Run, kernels: [&str; 2]) -> Result<()> {
+        let was_run = |workload: &&Workload| run.workloads.iter().any(|name| name == workload.name);
+        let benchmarks = WORKLOADS.iter().filter(|workload| workload.needs_module());
+        let benchmarks: Vec<_> = benchmarks.filter(was_run).collect();
+        if benchmarks.is_empty() {
+            return Ok(());
+        }
         println!("Cycles of test_vmalloc, change with its 95 % interval (Welch, ratio of means)\n");
         println!(
             "{:22} {:>26} {:>26} {:>14}",
             "test-threads", "as it is", "while recorded", "published"
         );
-        for workload in WORKLOADS.iter().filter(|workload| workload.needs_module()) {
+        for workload in benchmarks {
             let change = |end: &str| -> Result<String> {
                 let [baseline, candidate] =
                     kernels.map(|kernel| self.cycles_of(kernel, workload.name, end));
@@ -216,7 +222,12 @@ impl Results {
                 };
                 let text = fs::read_to_string(path)?;
                 let counts = SHOWN.map(|name| format!("{:>18}", event(&text, name)));
-                println!("{workload:22} {kernel:18} {}", counts.join(" "));
+                let recording = self.files(kernel, workload, "kct").into_iter().next();
+                let ours = match recording {
+                    Some(recording) => contended_spinlocks(&self.report(&recording)?).to_string(),
+                    None => "–".into(),
+                };
+                println!("{workload:22} {kernel:18} {ours:>9} {}", counts.join(" "));
             }
         }
         println!();
@@ -321,6 +332,12 @@ fn event(text: &str, name: &str) -> u64 {
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+fn contended_spinlocks(report: &Value) -> u64 {
+    let rows = report["locks"].as_array().into_iter().flatten();
+    let spinlocks = rows.filter(|row| row["kind"] == "spinlock");
+    spinlocks.filter_map(|row| row["contended"].as_u64()).sum()
 }
 
 /// Counts and times of a lock, over its rows.
@@ -446,9 +463,10 @@ fn lock_stat(text: &str, lock: &str) -> Option<LockStat> {
 
 impl LockStat {
     fn beside(&self, ours: &Sums) -> String {
-        let share = |ours: u64, theirs: u64| {
-            let difference = ours as f64 / (theirs as f64).max(1.0) - 1.0;
-            format!("{:+.2} %", difference * 100.0)
+        let share = |ours: u64, theirs: u64| match (ours, theirs) {
+            (0, 0) => "0".into(),
+            (ours, 0) => format!("+{ours}"),
+            _ => format!("{:+.2} %", (ours as f64 / theirs as f64 - 1.0) * 100.0),
         };
         let less = |ours: Option<f64>, theirs_us: f64| {
             ours.map_or_else(
