@@ -50,7 +50,9 @@ pub(super) fn band(metric: Metric, baseline: f64, own_cost: f64) -> f64 {
     let least = match metric {
         Metric::ContendedShare => SHARE_BAND,
         Metric::AcquisitionsPerOp => 0.0,
-        Metric::PerOp(_) | Metric::Of(..) => own_cost,
+        // Less than a nanosecond of an operation is nothing that a clock shows.
+        Metric::PerOp(_) => own_cost.max(1.0),
+        Metric::Of(..) => own_cost,
     };
     least.max(baseline * BUCKET_WIDTH)
 }

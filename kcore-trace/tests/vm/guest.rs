@@ -20,13 +20,16 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{load, script};
 
 /// The first argument that makes this binary the command-line tool: a case runs
 /// `/proc/self/exe kcore-trace record …`.
 pub(crate) const TOOL: &str = "kcore-trace";
+
+/// Where the modules of the running kernel are.
+const MODULES: &str = "/module";
 
 /// The command-line tool; its first argument is its name.
 pub(crate) type Tool = fn(Vec<OsString>) -> ExitCode;
@@ -86,13 +89,11 @@ impl Guest {
         self.variant.as_ref().map(|(_, era)| era.as_str())
     }
 
-    /// Where a module for this kernel is.
+    /// Where a module for this kernel is: in the same place on all, so that recordings of the
+    /// same work name the same command.
     pub(crate) fn module(&self, name: &str) -> Result<String> {
-        let (variant, _) = self
-            .variant
-            .as_ref()
-            .context("this kernel has no modules")?;
-        Ok(format!("/modules/{variant}/{name}.ko"))
+        ensure!(self.variant.is_some(), "this kernel has no modules");
+        Ok(format!("{MODULES}/{name}.ko"))
     }
 
     /// How many CPUs are online.
@@ -300,6 +301,10 @@ fn start_guest() -> Result<Guest> {
         value.unwrap_or_default().to_owned()
     };
     let variant = Some(word("kcore_trace.variant=")).filter(|name| !name.is_empty());
+    if let Some(name) = &variant {
+        std::os::unix::fs::symlink(format!("/modules/{name}"), MODULES)
+            .with_context(|| format!("failed to create {MODULES}"))?;
+    }
     Ok(Guest {
         variant: variant.map(|name| (name, word("kcore_trace.era="))),
         config: word("kcore_trace.config="),
