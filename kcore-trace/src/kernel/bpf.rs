@@ -24,14 +24,34 @@ pub const WORDS: usize = 8;
 /// Why a try failed, as an error of the kernel.
 pub type Refusal = io::Error;
 
-/// Whether fentry programs can be loaded against that function (its BTF id).
-pub fn try_fentry(btf_id: u32) -> Result<(), Refusal> {
-    load(BPF_TRACE_FENTRY as u32, btf_id)
+/// What programs are attached to, by its BTF id.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// A function, by fentry.
+    Function(u32),
+    /// The typedef of a BTF tracepoint.
+    Tracepoint(u32),
 }
 
-/// Whether programs can be loaded against the BTF tracepoint of that typedef (its BTF id).
-pub fn try_tracepoint(btf_id: u32) -> Result<(), Refusal> {
-    load(BPF_TRACE_RAW_TP as u32, btf_id)
+/// Whether a program can be loaded against that.
+pub fn try_load(target: Target) -> Result<(), Refusal> {
+    load(target, &[instruction(MOVE_CONSTANT, 0, 0, 0), EXIT_ZERO])
+}
+
+/// Whether a program can be loaded against that which reads kernel memory.
+pub fn try_read(target: Target) -> Result<(), Refusal> {
+    load(
+        target,
+        &[
+            instruction(MOVE, 1, 10, 0),
+            instruction(ADD_CONSTANT, 1, 0, -8),
+            instruction(MOVE_CONSTANT, 2, 0, 8),
+            instruction(MOVE_CONSTANT, 3, 0, 0),
+            instruction(CALL, 0, 0, PROBE_READ_KERNEL),
+            instruction(MOVE_CONSTANT, 0, 0, 0),
+            EXIT_ZERO,
+        ],
+    )
 }
 
 /// Whether kprobes exist and may be opened here.
@@ -43,18 +63,45 @@ pub fn try_kprobe() -> Result<(), String> {
     }
 }
 
-/// `r0 = 0`: BPF_ALU64 | BPF_MOV | BPF_K (`include/uapi/linux/bpf.h`).
+/// Codes of instructions (`include/uapi/linux/bpf.h`): BPF_ALU64 with BPF_MOV or BPF_ADD, of a
+/// constant (BPF_K) or a register (BPF_X); BPF_JMP with BPF_CALL or BPF_EXIT.
 const MOVE_CONSTANT: u8 = 0xb7;
-/// BPF_JMP | BPF_EXIT.
+const MOVE: u8 = 0xbf;
+const ADD_CONSTANT: u8 = 0x07;
+const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
-/// Loads `return 0` as a tracing program.
-fn load(attach_type: u32, btf_id: u32) -> Result<(), Refusal> {
-    // SAFETY: plain data, for which zero is a valid value.
-    let mut code: [bpf_insn; 2] = unsafe { zeroed() };
-    code[0].code = MOVE_CONSTANT;
-    code[1].code = EXIT;
-    // SAFETY: as above.
+/// The helper `bpf_probe_read_kernel`.
+const PROBE_READ_KERNEL: i32 = 113;
+
+/// An instruction: code, destination and source register, constant.
+type Instruction = (u8, u8, u8, i32);
+
+const EXIT_ZERO: Instruction = instruction(EXIT, 0, 0, 0);
+
+const fn instruction(code: u8, destination: u8, source: u8, constant: i32) -> Instruction {
+    (code, destination, source, constant)
+}
+
+/// Loads a tracing program.
+fn load(target: Target, program: &[Instruction]) -> Result<(), Refusal> {
+    let (attach_type, btf_id) = match target {
+        Target::Function(id) => (BPF_TRACE_FENTRY as u32, id),
+        Target::Tracepoint(id) => (BPF_TRACE_RAW_TP as u32, id),
+    };
+    let code: Vec<bpf_insn> = program
+        .iter()
+        .map(|&(code, destination, source, constant)| {
+            // SAFETY: plain data, for which zero is a valid value.
+            let mut insn: bpf_insn = unsafe { zeroed() };
+            insn.code = code;
+            insn.set_dst_reg(destination);
+            insn.set_src_reg(source);
+            insn.imm = constant;
+            insn
+        })
+        .collect();
+    // SAFETY: as above, plain data.
     let mut attr: bpf_attr = unsafe { zeroed() };
     // SAFETY: the variant of BPF_PROG_LOAD is the one that is passed below.
     let args = unsafe { &mut attr.__bindgen_anon_3 };

@@ -112,6 +112,11 @@ impl Btf {
         self.structs.get(name)
     }
 
+    /// The id of a typedef that was asked for.
+    pub fn typedef(&self, name: &str) -> Option<u32> {
+        self.typedefs.get(name).copied()
+    }
+
     /// Whether a typedef that was asked for exists.
     pub fn has_typedef(&self, name: &str) -> bool {
         self.typedefs.contains_key(name)

@@ -20,6 +20,7 @@ use kcore_trace_ebpf::words::{Kind, Lock};
 use serde::{Deserialize, Serialize};
 
 use crate::probes;
+use bpf::Target;
 use btf::Btf;
 use symbols::{Range, Symbols};
 
@@ -410,8 +411,16 @@ fn block_layout(btf: &Btf) -> Option<BlockLayout> {
 
 /// Tries each way of attaching, against something that every kernel has.
 fn refusals(btf: &Btf) -> Refusals {
+    if let Some(reason) = unreadable(btf) {
+        let reason = Some(reason.to_owned());
+        return Refusals {
+            fentry: reason.clone(),
+            kprobe: reason.clone(),
+            tracepoint: reason,
+        };
+    }
     let fentry = match btf.function(ANCHOR) {
-        Some(function) => bpf::try_fentry(function.id)
+        Some(function) => bpf::try_load(Target::Function(function.id))
             .err()
             .map(|error| refused(&error)),
         None => Some("the kernel's BTF has no functions".to_owned()),
@@ -423,6 +432,22 @@ fn refusals(btf: &Btf) -> Refusals {
             "the kernel has no lock:contention_begin (it came with 5.19) or no BTF".to_owned()
         }),
     }
+}
+
+/// Why no program can tell one lock from another: where programs can be loaded, but none that
+/// reads kernel memory (`security_locked_down(LOCKDOWN_BPF_READ_KERNEL)`).
+fn unreadable(btf: &Btf) -> Option<&'static str> {
+    let function = btf.function(ANCHOR).map(|f| Target::Function(f.id));
+    let tracepoint = btf
+        .typedef(&typedef("contention_begin"))
+        .map(Target::Tracepoint);
+    let mut targets = function.into_iter().chain(tracepoint);
+    let target = targets.find(|&target| bpf::try_load(target).is_ok())?;
+    bpf::try_read(target).err()?;
+    Some(
+        "no BPF program may read the kernel's memory (lockdown=confidentiality), without which \
+         one lock cannot be told from another; report, compare and stress work all the same",
+    )
 }
 
 fn refused(error: &std::io::Error) -> String {

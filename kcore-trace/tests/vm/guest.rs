@@ -101,6 +101,17 @@ impl Guest {
         thread::available_parallelism().map_or(1, usize::from)
     }
 
+    /// How many CPUs there could be: those of `0-3` are four.
+    pub(crate) fn possible_cpus(&self) -> Result<usize> {
+        let path = "/sys/devices/system/cpu/possible";
+        let text = fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?;
+        let last = text.trim().rsplit('-').next().unwrap_or_default();
+        let last: usize = last
+            .parse()
+            .with_context(|| format!("{path} holds {text}"))?;
+        Ok(last + 1)
+    }
+
     /// The kernel's release, as `uname -r` has it.
     pub(crate) fn kernel_release(&self) -> String {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

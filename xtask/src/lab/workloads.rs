@@ -76,7 +76,7 @@ impl Workload {
 /// `test_vmalloc.sh` does, and loads of `kcore-trace stress`. With one thread there are so many
 /// loops that it matters little whether the last purge of lazily freed areas, which comes after
 /// thousands of frees, falls into them.
-pub(crate) const WORKLOADS: [Workload; 15] = [
+pub(crate) static WORKLOADS: [Workload; 15] = [
     test_vmalloc("fix_size-1", "fix_size_alloc_test", 1, 1, 100_000).also_quick(),
     test_vmalloc("fix_size-4", "fix_size_alloc_test", 1, 4, 5_000).also_quick(),
     test_vmalloc("full_fit-1", "full_fit_alloc_test", 2, 1, 20_000),

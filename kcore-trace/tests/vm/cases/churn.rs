@@ -198,7 +198,7 @@ pub(crate) fn fentry_kcore(guest: &mut Guest) -> Result<Outcome> {
     // One node per possible CPU. A search sweeps all of them and then takes the found one again;
     // a page needs one search to find its area and one to find nothing more to copy. A page in
     // which nothing is mapped, as the load meets them while it looks for its own, needs one.
-    let search = guest.cpus() as u64 + 1;
+    let search = guest.possible_cpus()? as u64 + 1;
     equal("acquisitions beyond whole searches", taken % search, 0)?;
     let searches = taken / search;
     let looking = pages.saturating_sub(load::OPS);

@@ -19,7 +19,7 @@ pub(crate) struct Variant {
     pub(super) config: &'static str,
 }
 
-pub(crate) const VARIANTS: [Variant; 5] = [
+pub(crate) static VARIANTS: [Variant; 5] = [
     Variant {
         name: "spinlock",
         era: "spinlock",
