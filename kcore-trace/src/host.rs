@@ -11,6 +11,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::units;
+
 /// The word for what could not be found out.
 pub const UNKNOWN: &str = "unknown";
 
@@ -66,6 +68,18 @@ impl Default for Host {
 }
 
 impl Host {
+    /// CPUs, nodes, model and virtualisation, each as a phrase for a person.
+    pub(crate) fn phrases(&self) -> Vec<String> {
+        let number = |number: Option<u32>, noun| number.map(|n| units::counted(n.into(), noun));
+        let parts = [
+            number(self.cpus_online, "CPU"),
+            number(self.nodes, "node"),
+            Some(self.cpu_model.clone()),
+            Some(format!("virtualisation {}", self.virtualisation)),
+        ];
+        parts.into_iter().flatten().collect()
+    }
+
     /// Reads the machine that this runs on; `spinlocks` is left `unknown`, since it takes facts
     /// about the kernel to tell.
     #[must_use]

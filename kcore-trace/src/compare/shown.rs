@@ -310,15 +310,7 @@ pub(super) fn head(comparison: &Comparison) -> Vec<Line> {
 }
 
 fn host(origin: &Origin) -> String {
-    let host = &origin.header.host;
-    let number = |number: Option<u32>, noun| number.map(|n| units::counted(n.into(), noun));
-    let parts = [
-        number(host.cpus_online, "CPU"),
-        number(host.nodes, "node"),
-        Some(host.cpu_model.clone()),
-        Some(format!("virtualisation {}", host.virtualisation)),
-    ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    origin.header.host.phrases().join(", ")
 }
 
 fn measured(origin: &Origin) -> String {

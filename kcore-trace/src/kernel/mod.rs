@@ -101,6 +101,9 @@ pub struct Facts {
     pub btf: bool,
     /// Whether /proc/kallsyms shows zeros instead of addresses.
     pub addresses_hidden: bool,
+    /// Whether no program may read kernel memory: lockdown=confidentiality.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub memory_unreadable: bool,
     /// `native`, `pv`, `test-and-set` or `unknown`.
     pub spinlocks: String,
     pub refusals: Refusals,
@@ -170,6 +173,7 @@ impl Facts {
             btf: has_btf,
             addresses_hidden: symbols.are_hidden(),
             spinlocks: crate::host::UNKNOWN.to_owned(),
+            memory_unreadable: memory_unreadable(btf),
             refusals: refusals(btf),
             functions: functions(btf, symbols),
             variables: variables(symbols),
@@ -411,14 +415,6 @@ fn block_layout(btf: &Btf) -> Option<BlockLayout> {
 
 /// Tries each way of attaching, against something that every kernel has.
 fn refusals(btf: &Btf) -> Refusals {
-    if let Some(reason) = unreadable(btf) {
-        let reason = Some(reason.to_owned());
-        return Refusals {
-            fentry: reason.clone(),
-            kprobe: reason.clone(),
-            tracepoint: reason,
-        };
-    }
     let fentry = match btf.function(ANCHOR) {
         Some(function) => bpf::try_load(Target::Function(function.id))
             .err()
@@ -434,20 +430,15 @@ fn refusals(btf: &Btf) -> Refusals {
     }
 }
 
-/// Why no program can tell one lock from another: where programs can be loaded, but none that
-/// reads kernel memory (`security_locked_down(LOCKDOWN_BPF_READ_KERNEL)`).
-fn unreadable(btf: &Btf) -> Option<&'static str> {
+/// Whether programs can be loaded, but none that reads kernel memory
+/// (`security_locked_down(LOCKDOWN_BPF_READ_KERNEL)`, `kernel/trace/bpf_trace.c`).
+fn memory_unreadable(btf: &Btf) -> bool {
     let function = btf.function(ANCHOR).map(|f| Target::Function(f.id));
-    let tracepoint = btf
-        .typedef(&typedef("contention_begin"))
-        .map(Target::Tracepoint);
+    let tracepoint = btf.typedef(&typedef("contention_begin"));
+    let tracepoint = tracepoint.map(Target::Tracepoint);
     let mut targets = function.into_iter().chain(tracepoint);
-    let target = targets.find(|&target| bpf::try_load(target).is_ok())?;
-    bpf::try_read(target).err()?;
-    Some(
-        "no BPF program may read the kernel's memory (lockdown=confidentiality), without which \
-         one lock cannot be told from another; report, compare and stress work all the same",
-    )
+    let target = targets.find(|&target| bpf::try_load(target).is_ok());
+    target.is_some_and(|target| bpf::try_read(target).is_err())
 }
 
 fn refused(error: &std::io::Error) -> String {

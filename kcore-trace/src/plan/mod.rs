@@ -65,6 +65,10 @@ pub enum PlanError {
         "/proc/kallsyms shows no addresses; run as root with `sysctl kernel.kptr_restrict=1`, or grant CAP_SYSLOG"
     )]
     AddressesHidden,
+    #[error(
+        "no BPF program may read this kernel's memory, without which one lock cannot be told from another; boot with lockdown=integrity or none instead of confidentiality (report, compare and stress work all the same)"
+    )]
+    MemoryUnreadable,
 }
 
 /// A lock that will be seen.
@@ -122,6 +126,9 @@ impl Plan {
         }
         if facts.addresses_hidden {
             return Err(PlanError::AddressesHidden);
+        }
+        if facts.memory_unreadable {
+            return Err(PlanError::MemoryUnreadable);
         }
         let mut missing = Vec::new();
         let hooks = choose_hooks(facts, request.hooks, &mut missing)?;

@@ -71,15 +71,9 @@ fn kernel(report: &Report) -> Vec<String> {
 
 fn host(report: &Report) -> Vec<String> {
     let host = &report.recording.host;
-    let number = |number: Option<u32>, noun| number.map(|n| units::counted(n.into(), noun));
-    let parts = [
-        number(host.cpus_online, "CPU"),
-        number(host.nodes, "node"),
-        Some(host.cpu_model.clone()),
-        Some(format!("virtualisation {}", host.virtualisation)),
-        Some(format!("spinlocks {}", host.spinlocks)),
-    ];
-    vec![parts.into_iter().flatten().collect::<Vec<_>>().join(", ")]
+    let mut phrases = host.phrases();
+    phrases.push(format!("spinlocks {}", host.spinlocks));
+    vec![phrases.join(", ")]
 }
 
 fn command(report: &Report) -> Vec<String> {

@@ -149,11 +149,15 @@ fn hooks_that_were_asked_for_and_cannot_be_had_are_an_error() {
 }
 
 #[test]
-fn a_kernel_that_hides_its_addresses_or_is_realtime_is_refused_with_a_remedy() {
+fn a_kernel_that_hides_what_is_needed_or_is_realtime_is_refused_with_a_remedy() {
     let mut hidden = facts("6.12");
     hidden.addresses_hidden = true;
     let error = Plan::choose(&hidden, &Request::default()).unwrap_err();
     assert!(error.to_string().contains("kptr_restrict"));
+    let mut unreadable = facts("6.12");
+    unreadable.memory_unreadable = true;
+    let error = Plan::choose(&unreadable, &Request::default()).unwrap_err();
+    assert!(error.to_string().contains("lockdown=integrity"));
     let mut realtime = facts("6.12");
     realtime.realtime = true;
     let error = Plan::choose(&realtime, &Request::default()).unwrap_err();

@@ -48,9 +48,7 @@ impl Case {
         self.needs.native = true;
         self
     }
-}
 
-impl Case {
     /// Holds whatever the type of the locks: also runs on the lab's own builds.
     const fn for_every_type(mut self) -> Self {
         self.needs.variants = true;

@@ -165,23 +165,18 @@ impl Results {
 
     /// What the lock of the index did, in every kernel.
     fn locks(&self, run: &Run) -> Result<()> {
-        println!("The lock of the index of areas (all nodes together), per workload and kernel\n");
+        println!(
+            "The lock of the index of areas (all nodes together), in the first repeat of each\n"
+        );
         println!(
             "{:22} {:18} {:>9} {:>10} {:>10} {:>10} {:>10}",
             "workload", "kernel", "per alloc", "contended", "wait mean", "hold mean", "hold p99"
         );
         for workload in &run.workloads {
             for kernel in &run.kernels {
-                for (row, path) in self
-                    .files(kernel, workload, "kct")
-                    .iter()
-                    .take(1)
-                    .enumerate()
-                {
-                    let report = self.report(path)?;
-                    let index = Index::of(&report);
-                    let name = if row == 0 { workload.as_str() } else { "" };
-                    println!("{name:22} {kernel:18} {index}");
+                if let Some(path) = self.files(kernel, workload, "kct").first() {
+                    let index = Index::of(&self.report(path)?);
+                    println!("{workload:22} {kernel:18} {index}");
                 }
             }
         }
