@@ -34,11 +34,8 @@ fn main() -> Result<()> {
         ..Package::default()
     };
     aya_build::build_ebpf([package], Toolchain::Custom(&toolchain))?;
-    for object in ["probes", "peek"] {
-        let path = PathBuf::from(env::var("OUT_DIR")?).join(object);
-        strip(&path).with_context(|| format!("failed to strip `{}`", path.display()))?;
-    }
-    Ok(())
+    let path = PathBuf::from(env::var("OUT_DIR")?).join("probes");
+    strip(&path).with_context(|| format!("failed to strip `{}`", path.display()))
 }
 
 /// Removes what is of no use at run time and nine tenths of an object: debug information, and the

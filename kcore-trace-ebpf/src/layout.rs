@@ -25,6 +25,9 @@ pub const FRAMES: usize = 16;
 /// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
 pub const HISTOGRAMS: u32 = 112;
 
+/// The histogram of each series, plus one; zero for none.
+pub type HistogramOf = [u32; series::COUNT];
+
 /// One histogram: the samples in each bucket, wrapping.
 pub type Histogram = [u32; bucket::COUNT];
 
@@ -90,6 +93,21 @@ pub struct OpCounters {
 
 const _: () = assert!(size_of::<OpCounters>() == 32);
 
+/// The counters of one CPU; cumulative.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CpuCounters {
+    /// Always zero, which the verifier cannot know.
+    pub zero: u64,
+    pub misses: [u64; miss::COUNT as usize],
+    pub ops: [OpCounters; Op::COUNT],
+    pub cells: [CellCounters; cell::COUNT],
+}
+
+const _: () = assert!(
+    size_of::<CpuCounters>() == 8 + 8 * miss::COUNT as usize + 32 * Op::COUNT + 96 * cell::COUNT
+);
+
 /// State of a followed lock: [`Held::state`].
 pub mod state {
     pub const FREE: u32 = 0;
@@ -138,12 +156,14 @@ pub struct Slot {
     pub touched_ns: u64,
     /// Frame of the outermost function that may take a `vmap_block.lock`.
     pub block_scope: u64,
+    /// How many of the locks are not free.
+    pub in_use: u64,
     /// The task's op, and that of an interrupt on top of it.
     pub ops: [OpFrame; 2],
     pub held: [Held; HELD],
 }
 
-const _: () = assert!(size_of::<Slot>() == 24 + 2 * 24 + HELD * 24);
+const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + HELD * 24);
 
 /// The text range of a function that takes a lock or is on the way to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +183,17 @@ pub struct SiteRange {
 }
 
 const _: () = assert!(size_of::<SiteRange>() == 32);
+
+/// The text ranges of all sites, ascending, the rest at the end of the address space.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct SiteTable {
+    /// Where a search begins: zero.
+    pub first: u64,
+    pub ranges: [SiteRange; SITES],
+}
+
+const _: () = assert!(size_of::<SiteTable>() == 8 + 32 * SITES);
 
 /// Constants set before loading: an index into the `LOCKS` constant, which holds an address
 /// each, or zero for a lock that this kernel does not have as that kind.

@@ -1,7 +1,12 @@
 //! The programs that count. Everything is in [`programs`]; on the host this is an empty binary,
 //! so that one workspace command checks all crates.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    no_std,
+    no_main,
+    feature(core_intrinsics, asm_experimental_arch)
+)]
 #![cfg_attr(
     target_arch = "bpf",
     expect(

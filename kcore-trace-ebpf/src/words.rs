@@ -120,6 +120,30 @@ words! {
     }
 }
 
+/// What an op does with a lock that is taken in it, where that does not depend on the site: bits by
+/// number of the op (`mm/vmalloc.c`, 5.10 to 7.3).
+pub mod intents {
+    use super::Op;
+
+    /// Ops that only look.
+    pub const READING: u32 = bits(&[Op::Find, Op::Vread, Op::Vmallocinfo]);
+    /// Ops that change something under whatever they take.
+    pub const WRITING: u32 = bits(&[Op::Alloc, Op::Purge, Op::UnmapAliases, Op::Pcpu]);
+    /// Ops that look areas up before they change something: what they do with the index depends on
+    /// the site, and with every other lock they change something.
+    pub const LOOKING_UP: u32 = bits(&[Op::Free, Op::MapRam, Op::UnmapRam]);
+
+    const fn bits(ops: &[Op]) -> u32 {
+        let mut bits = 0;
+        let mut index = 0;
+        while index < ops.len() {
+            bits |= 1 << ops[index].index();
+            index += 1;
+        }
+        bits
+    }
+}
+
 /// Numbers of the cells that count acquisitions: one per lock, mode, intent and op.
 pub mod cell {
     use super::{Intent, Lock, Mode, Op};
@@ -161,6 +185,16 @@ mod tests {
         }
         assert_eq!(Op::from_name("nothing"), None);
         assert_eq!(Op::from_index(Op::COUNT), None);
+    }
+
+    #[test]
+    fn every_op_but_the_unknown_one_has_its_intent() {
+        let sets = [intents::READING, intents::WRITING, intents::LOOKING_UP];
+        let all = sets.iter().fold(0, |all, set| {
+            assert_eq!(all & set, 0, "in two sets");
+            all | set
+        });
+        assert_eq!(all, (1 << Op::COUNT) - 1 - (1 << Op::Other.index()));
     }
 
     #[test]

@@ -36,10 +36,10 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Cli {
-    /// Say more: timings, refused hooks, diagnostics of the programs in the kernel, and the
-    /// verifier's log when it refuses one
-    #[arg(short, long, global = true)]
-    verbose: bool,
+    /// Say more: timings, refused hooks, the verifier's log when it refuses a program; twice, also
+    /// what the programs in the kernel say
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
@@ -167,19 +167,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error, cli.verbose);
+            complain(&error, cli.verbose > 0);
             ExitCode::from(2)
         }
     }
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    if cli.verbose {
-        diagnostics::enable();
-    }
+    diagnostics::enable(cli.verbose);
     match &cli.command {
         Command::Plan(args) => plan(args)?,
-        Command::Record(args) => record(args, cli.verbose)?,
+        Command::Record(args) => record(args)?,
         Command::Report(args) => report(args)?,
         Command::Compare(args) => return compare(args),
         Command::Stress(args) => stress::run(args)?,
@@ -238,7 +236,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
     Ok(())
 }
 
-fn record(args: &RecordArgs, verbose: bool) -> Result<()> {
+fn record(args: &RecordArgs) -> Result<()> {
     record::run(RecordOptions {
         output: args.output.clone(),
         duration: args.duration,
@@ -249,7 +247,6 @@ fn record(args: &RecordArgs, verbose: bool) -> Result<()> {
         },
         force: args.force,
         command: args.command.clone(),
-        verbose,
     })
 }
 

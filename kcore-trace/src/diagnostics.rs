@@ -1,7 +1,8 @@
-//! What `-v` shows beyond results: log records of this program, and of the programs in the kernel.
+//! What `-v` shows beyond results: log records of this program; and `-vv`: of the libraries and of
+//! the programs in the kernel too.
 //!
-//! Owns the logger of the process, which writes to stderr. Off unless asked for: then the level
-//! that the kernel's side is loaded with is zero, and the verifier removes the code.
+//! Owns the logger of the process, which writes to stderr. Unless the programs are asked, the level
+//! that they are loaded with is zero, and the verifier removes the code.
 
 use std::io::Write as _;
 
@@ -12,11 +13,14 @@ struct Stderr;
 static STDERR: Stderr = Stderr;
 
 impl Log for Stderr {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        log::max_level() > OWN || metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         let mut stderr = std::io::stderr().lock();
         // With nowhere to write to, a diagnostic is lost, and nothing else.
         let _ = writeln!(stderr, "kcore-trace: {}", record.args());
@@ -25,14 +29,25 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Turns diagnostics on.
-pub fn enable() {
+/// The level at which only this program speaks.
+const OWN: LevelFilter = LevelFilter::Debug;
+
+/// Turns diagnostics on: for one, those of this program; for more, all.
+pub fn enable(verbosity: u8) {
+    let level = match verbosity {
+        0 => return,
+        1 => OWN,
+        _ => LevelFilter::Trace,
+    };
     if log::set_logger(&STDERR).is_ok() {
-        log::set_max_level(LevelFilter::Debug);
+        log::set_max_level(level);
     }
 }
 
 /// The level for programs in the kernel, as `aya-log-ebpf` counts: zero is off.
 pub(crate) fn kernel_level() -> u8 {
-    log::max_level() as u8
+    match log::max_level() {
+        LevelFilter::Trace => LevelFilter::Debug as u8,
+        _ => 0,
+    }
 }

@@ -13,17 +13,19 @@
 //!
 //! * [`kernel`] gathers facts: what this kernel is and has; [`probes`] are the tables it looks for.
 //! * [`plan`] chooses, from facts alone, what is attached and says what is missing.
-//! * [`loader`] attaches the plan; [`snapshot`] reads the counters as differences.
+//! * [`loader`] attaches the plan; [`counters`] are what the programs count, and [`snapshot`] reads
+//!   them as differences.
 //! * [`record`] drives both and writes a [`recording`]; [`report`] reads one and shows it;
 //!   [`compare`] sets two against each other.
 //! * [`model`] and [`distribution`] are the plain data in between; [`host`] is the fingerprint.
 //! * [`stress`] makes a known load.
 //!
-//! Only `kernel`, `loader` and `snapshot` know aya, only `record` knows tokio; everything from
+//! Only `kernel`, `loader` and `counters` know aya, only `record` knows tokio; everything from
 //! [`model`] on works on plain data, without root, on any machine.
 
 pub mod cli;
 pub mod compare;
+pub mod counters;
 pub mod diagnostics;
 pub mod distribution;
 pub mod host;
@@ -37,6 +39,7 @@ pub mod recording;
 pub mod report;
 pub mod snapshot;
 pub mod stress;
+mod syscall;
 mod table;
 pub mod units;
 pub mod words;

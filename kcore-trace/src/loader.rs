@@ -7,25 +7,29 @@
 //! Invariant: only programs of the plan are loaded. Maps are complete before the first attach.
 
 use std::fs;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
+use std::thread;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, MapData};
 use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
 use aya_log::EbpfLogger;
+use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::layout::{
-    SITES, SLOT_WAYS, SLOTS, SiteRange, address, block, flag, node, text,
+    HISTOGRAMS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, block, flag, node, text,
 };
 use kcore_trace_ebpf::words::{Kind, Lock};
 use log::Log;
 use thiserror::Error;
 
+use crate::counters::Counters;
 use crate::diagnostics;
 use crate::kernel::{Addresses, Facts};
 use crate::model::{Level, Missing};
 use crate::plan::{FoundBy, Hooks, Plan, PlannedHook};
 use crate::probes::{Attach, program};
+use crate::syscall;
 
 /// The object that holds all programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
@@ -49,10 +53,20 @@ pub enum LoadError {
 /// A row of the site table, for the map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Row(SiteRange);
+struct Table(SiteTable);
 
 // SAFETY: a struct of integers without padding.
-unsafe impl Pod for Row {}
+unsafe impl Pod for Table {}
+
+/// What can be done before there is a plan: aya reads all types of the kernel, which takes longer
+/// than everything else of loading, so that is done while the facts are gathered.
+pub struct Preparation(thread::JoinHandle<EbpfLoader<'static>>);
+
+impl Preparation {
+    pub fn start() -> Self {
+        Self(thread::spawn(EbpfLoader::new))
+    }
+}
 
 /// The programs while they count.
 pub struct Session {
@@ -66,9 +80,16 @@ pub struct Session {
 
 impl Session {
     /// Loads and attaches.
-    pub fn start(plan: Plan, facts: &Facts, addresses: &Addresses) -> Result<Self> {
+    pub fn start(
+        preparation: Preparation,
+        plan: Plan,
+        facts: &Facts,
+        addresses: &Addresses,
+    ) -> Result<Self> {
         check_capabilities()?;
-        let mut object = load_object(&plan, facts, addresses)?;
+        let loader = preparation.0.join();
+        let loader = loader.map_err(|_| anyhow::anyhow!("failed to prepare for loading"))?;
+        let mut object = load_object(loader, &plan, facts, addresses)?;
         let wanted = diagnostics::kernel_level() > 0;
         let logger = wanted.then(|| EbpfLogger::init(&mut object)).transpose();
         let mut session = Self {
@@ -82,34 +103,14 @@ impl Session {
         Ok(session)
     }
 
-    /// A per-CPU array of the object.
-    pub(crate) fn per_cpu<T: Pod>(&self, name: &str) -> Result<PerCpuArray<&MapData, T>> {
-        let map = self
-            .object
-            .map(name)
-            .with_context(|| format!("no map `{name}`"))?;
-        PerCpuArray::try_from(map).with_context(|| format!("map `{name}` has another type"))
+    /// What the programs count.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        Counters::new(&self.object)
     }
 
-    /// A per-CPU array of the object, for writing.
-    pub(crate) fn per_cpu_mut<T: Pod>(
-        &mut self,
-        name: &str,
-    ) -> Result<PerCpuArray<&mut MapData, T>> {
-        let map = self
-            .object
-            .map_mut(name)
-            .with_context(|| format!("no map `{name}`"))?;
-        PerCpuArray::try_from(map).with_context(|| format!("map `{name}` has another type"))
-    }
-
-    /// An array of the object.
-    pub(crate) fn array<T: Pod>(&self, name: &str) -> Result<Array<&MapData, T>> {
-        let map = self
-            .object
-            .map(name)
-            .with_context(|| format!("no map `{name}`"))?;
-        Array::try_from(map).with_context(|| format!("map `{name}` has another type"))
+    /// Gives histograms to series.
+    pub(crate) fn hand_out(&mut self, counters: &mut Counters, wanted: &[usize]) -> Result<()> {
+        counters.hand_out(&mut self.object, wanted)
     }
 
     /// An array of the object, to write.
@@ -147,8 +148,11 @@ impl Session {
             end: u64::MAX,
             ..SiteRange::default()
         };
-        let mut rows = vec![beyond; SITES];
-        for (row, (site, range)) in rows.iter_mut().zip(&addresses.sites) {
+        let mut table = SiteTable {
+            first: 0,
+            ranges: [beyond; SITES],
+        };
+        for (row, (site, range)) in table.ranges.iter_mut().zip(&addresses.sites) {
             *row = SiteRange {
                 start: range.start,
                 end: range.end,
@@ -159,11 +163,8 @@ impl Session {
             };
         }
         let mut map = self.array_mut("SITE_RANGES")?;
-        for (index, row) in (0..).zip(rows) {
-            map.set(index, Row(row), 0)
-                .context("failed to write the table of call sites")?;
-        }
-        Ok(())
+        map.set(0, Table(table), 0)
+            .context("failed to write the table of call sites")
     }
 
     fn attach_all(&mut self, addresses: &Addresses) -> Result<()> {
@@ -246,6 +247,12 @@ impl Session {
             _ => anyhow::bail!("program `{name}` is of a type that no plan names"),
         };
         result.map_err(|error| explain(name, error))?;
+        if log::log_enabled!(log::Level::Debug)
+            && let Some(info) = self.object.program(name).and_then(information)
+        {
+            let (bytes, verified) = (info.xlated_prog_len, info.verified_insns);
+            log::debug!("{name}: {} instructions, {verified} verified", bytes / 8);
+        }
         self.loaded.push(name.clone());
         Ok(())
     }
@@ -313,22 +320,28 @@ fn explain(name: &str, error: ProgramError) -> anyhow::Error {
 }
 
 fn recursion_misses(program: &Program) -> Option<u64> {
-    let fd = program.fd().ok()?.as_fd().as_raw_fd();
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("recursion_misses:"))?;
-    line.trim().parse().ok()
+    Some(information(program)?.recursion_misses)
 }
 
-fn load_object(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Result<Ebpf> {
+fn information(program: &Program) -> Option<bpf_prog_info> {
+    syscall::program_info(program.fd().ok()?.as_fd()).ok()
+}
+
+fn load_object(
+    loader: EbpfLoader<'static>,
+    plan: &Plan,
+    facts: &Facts,
+    addresses: &Addresses,
+) -> Result<Ebpf> {
     let constants = Constants::new(plan, facts, addresses);
-    let slots = (facts.cpus_possible.saturating_mul(16))
-        .next_power_of_two()
-        .max(SLOTS);
+    let cpus = facts.cpus_possible;
+    let slots = cpus.saturating_mul(16).next_power_of_two().max(SLOTS);
     let mask = u64::from(slots - 1);
     debug_assert!(slots.is_multiple_of(SLOT_WAYS));
-    EbpfLoader::new()
+    let log_level = diagnostics::kernel_level();
+    // From here on it borrows the constants.
+    let mut loader: EbpfLoader<'_> = loader;
+    loader
         // The object carries no types of its own that the kernel would have to be told.
         .btf(None)
         .override_global("LOCKS", &constants.locks, true)
@@ -338,8 +351,11 @@ fn load_object(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Result<Ebpf
         .override_global("ACQUIRE", &addresses.acquire, true)
         .override_global("FLAGS", &constants.flags, true)
         .override_global("SLOT_MASK", &mask, true)
-        .override_global("AYA_LOG_LEVEL", &diagnostics::kernel_level(), true)
+        .override_global("CPUS", &constants.cpus, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("TASKS", slots)
+        .map_max_entries("COUNTERS", cpus)
+        .map_max_entries("HISTS", cpus * HISTOGRAMS)
         .load(OBJECT)
         .context("failed to create the maps")
 }
@@ -352,11 +368,15 @@ struct Constants {
     blocks: [u64; block::COUNT],
     text: [u64; text::COUNT],
     flags: [u64; flag::COUNT],
+    cpus: u64,
 }
 
 impl Constants {
     fn new(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Self {
-        let mut constants = Self::default();
+        let mut constants = Self {
+            cpus: facts.cpus_possible.into(),
+            ..Self::default()
+        };
         constants.set_locks(plan, addresses);
         constants.set_nodes(plan, facts, addresses);
         constants.set_blocks(plan, facts);

@@ -52,23 +52,39 @@ pub struct OpFunction {
     pub op: Op,
     /// Names it has had; the first that exists is hooked.
     pub symbols: &'static [&'static str],
+    /// A function that this one passes through, whose hook makes one here needless.
+    pub unless: Option<&'static str>,
     /// Beginning of the names of its programs.
     pub stem: &'static str,
 }
 
-const fn op(op: Op, symbols: &'static [&'static str], stem: &'static str) -> OpFunction {
-    OpFunction { op, symbols, stem }
+impl OpFunction {
+    const fn unless(mut self, symbol: &'static str) -> Self {
+        self.unless = Some(symbol);
+        self
+    }
 }
 
-/// The functions of each op. An op inside another counts as the outer one, so that several
-/// functions on one path do no harm.
+const fn op(op: Op, symbols: &'static [&'static str], stem: &'static str) -> OpFunction {
+    OpFunction {
+        op,
+        symbols,
+        unless: None,
+        stem,
+    }
+}
+
+/// The functions of each op: the outermost on each path, since every hook costs. An op inside
+/// another counts as the outer one.
 pub const OPS: &[OpFunction] = &[
     op(Op::Alloc, &["alloc_vmap_area"], "alloc"),
-    op(Op::Free, &["vfree"], "vfree"),
-    op(Op::Free, &["vunmap"], "vunmap"),
-    // Up to 6.1 the deferred frees of interrupts come here without passing vfree.
+    // Up to 6.1 all frees meet here, the deferred ones of interrupts too.
     op(Op::Free, &["__vunmap"], "uvunmap"),
-    op(Op::Free, &["remove_vm_area"], "remove"),
+    op(Op::Free, &["vfree"], "vfree").unless("__vunmap"),
+    op(Op::Free, &["vunmap"], "vunmap").unless("__vunmap"),
+    // Who else calls remove_vm_area.
+    op(Op::Free, &["free_vm_area"], "freearea"),
+    op(Op::Free, &["iounmap"], "iounmap"),
     op(Op::Find, &["find_vm_area"], "findvm"),
     op(Op::Find, &["find_vmap_area"], "findva"),
     op(Op::Vread, &["vread_iter", "vread"], "vread"),

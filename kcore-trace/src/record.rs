@@ -20,8 +20,8 @@ use tokio::time::{MissedTickBehavior, interval_at, sleep_until};
 
 use crate::host::Host;
 use crate::kernel::{Addresses, Facts};
-use crate::loader::{self, Session};
-use crate::model::{End, Header, Interval, KernelName, Trailer};
+use crate::loader::{self, Preparation, Session};
+use crate::model::{End, Header, Interval, KernelName, Measured, Trailer};
 use crate::plan::{Plan, Request};
 use crate::recording::RecordingWriter;
 use crate::snapshot::Snapshots;
@@ -41,7 +41,6 @@ pub struct RecordOptions {
     pub force: bool,
     /// The command to run, or nothing.
     pub command: Vec<OsString>,
-    pub verbose: bool,
 }
 
 /// Records until something ends it.
@@ -50,17 +49,16 @@ pub fn run(options: RecordOptions) -> Result<()> {
     loader::check_capabilities()?;
     let command = Command::find(&options.command)?;
     refuse_to_overwrite(&options)?;
+    let preparation = Preparation::start();
     let (facts, addresses) = Facts::gather()?;
     let gathered = exec.elapsed();
     let plan = Plan::choose(&facts, &options.request)?;
-    let mut recorder = Recorder::start(&options, plan, &facts, &addresses)?;
-    if options.verbose {
-        eprintln!(
-            "{} programs attached {:.0?} after start ({gathered:.0?} of it facts)",
-            recorder.session.program_count(),
-            exec.elapsed(),
-        );
-    }
+    let mut recorder = Recorder::start(preparation, &options, plan, &facts, &addresses)?;
+    log::debug!(
+        "{} programs attached {:.0?} after start ({gathered:.0?} of it facts)",
+        recorder.session.program_count(),
+        exec.elapsed(),
+    );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -89,12 +87,13 @@ struct Recorder {
 
 impl Recorder {
     fn start(
+        preparation: Preparation,
         options: &RecordOptions,
         plan: Plan,
         facts: &Facts,
         addresses: &Addresses,
     ) -> Result<Self> {
-        let mut session = Session::start(plan, facts, addresses)?;
+        let mut session = Session::start(preparation, plan, facts, addresses)?;
         let mut snapshots = Snapshots::prepare(&mut session)?;
         let header = header(options, &session.plan, facts);
         snapshots.begin(&mut session)?;
@@ -145,6 +144,10 @@ impl Recorder {
     /// One interval: read, write.
     fn tick(&mut self, writer: &mut RecordingWriter) -> Result<Interval> {
         let measured = self.snapshots.take(&mut self.session)?;
+        self.append(writer, measured)
+    }
+
+    fn append(&mut self, writer: &mut RecordingWriter, measured: Measured) -> Result<Interval> {
         self.session.flush_log();
         let end_ns = self.begun.elapsed().as_nanos() as u64;
         let interval = Interval {
@@ -157,6 +160,11 @@ impl Recorder {
         Ok(interval)
     }
 
+    fn last_tick(&mut self, writer: &mut RecordingWriter) -> Result<Interval> {
+        let measured = self.snapshots.take_all(&mut self.session)?;
+        self.append(writer, measured)
+    }
+
     async fn finish(
         &mut self,
         options: &RecordOptions,
@@ -166,7 +174,7 @@ impl Recorder {
     ) -> Result<()> {
         let command_ns = child.as_ref().and_then(|child| child.ran_ns());
         if !matches!(end, End::Failed(_))
-            && let Err(error) = self.tick(&mut writer)
+            && let Err(error) = self.last_tick(&mut writer)
         {
             end = End::Failed(format!("{error:#}"));
         }

@@ -23,6 +23,9 @@ static FLAGS: [u64; flag::COUNT] = [0; flag::COUNT];
 /// Number of task slots less one.
 #[unsafe(no_mangle)]
 static SLOT_MASK: u64 = 0;
+/// Number of possible CPUs.
+#[unsafe(no_mangle)]
+static CPUS: u64 = 0;
 
 macro_rules! constants {
     ($($name:ident = $array:ident),+) => {$(
@@ -48,4 +51,10 @@ constants!(
 pub(crate) fn slot_mask() -> u32 {
     // SAFETY: as above.
     unsafe { read_volatile(&SLOT_MASK) as u32 }
+}
+
+#[inline(always)]
+pub(crate) fn cpus() -> u32 {
+    // SAFETY: as above.
+    unsafe { read_volatile(&CPUS) as u32 }
 }

@@ -11,21 +11,40 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use kcore_trace_ebpf::layout::{CellCounters, Held, Slot, flag, miss, series, state, text};
-use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
+use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 
 use super::constants::{flags, kernel};
-use super::record;
+use super::hidden;
+use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
 
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken {
-    pub(crate) address: u64,
-    pub(crate) lock: Lock,
-    pub(crate) mode: Mode,
+    address: u64,
+    /// The number of the role, hidden from the compiler, so that it makes one path for all of them.
+    lock: u32,
+    mode: Mode,
     /// Whether its release is hooked too, so that the holder is worth remembering.
-    pub(crate) followed: bool,
+    followed: bool,
+}
+
+impl Taken {
+    #[inline(always)]
+    pub(crate) fn new(address: u64, lock: Lock, mode: Mode, followed: bool) -> Self {
+        Self {
+            address,
+            lock: hidden(lock as u64) as u32,
+            mode,
+            followed,
+        }
+    }
+
+    #[inline(always)]
+    fn is(self, lock: Lock) -> bool {
+        self.lock == lock as u32
+    }
 }
 
 #[inline(always)]
@@ -34,22 +53,9 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-#[inline(always)]
-fn cell_of(taken: Taken, site: Site, op: u32) -> u32 {
-    let intent = match (taken.mode, taken.lock) {
-        (Mode::Shared, _) => Intent::Read as u32,
-        // A site's intent is about the index: of a block everybody but a reader of /proc/kcore
-        // changes something.
-        (_, Lock::VmapBlock) if site.op != Op::Vread as u32 => Intent::Write as u32,
-        _ => site.intent,
-    };
-    let first = cell::index(taken.lock, taken.mode, Intent::Read, Op::Other) as u32;
-    first + intent * Op::COUNT as u32 + op
-}
-
 /// The site of an acquisition; one that is in no table is counted.
 #[inline(always)]
-pub(crate) fn site(caller: Caller) -> Site {
+fn site(caller: Caller) -> Site {
     let address = site::caller(caller);
     match site::of(address) {
         Some(site) => site,
@@ -59,6 +65,41 @@ pub(crate) fn site(caller: Caller) -> Site {
             site::UNKNOWN
         }
     }
+}
+
+/// What an op does with a lock, where that does not depend on the site.
+#[inline(always)]
+fn intent_of(taken: Taken, op: u32) -> Option<Intent> {
+    let among = |ops: u32| ops >> (op & 31) & 1 != 0;
+    if let Mode::Shared = taken.mode {
+        Some(Intent::Read)
+    } else if among(intents::READING) {
+        Some(Intent::Read)
+    } else if among(intents::WRITING) {
+        Some(Intent::Write)
+    } else if among(intents::LOOKING_UP) && !taken.is(Lock::VmapArea) && !taken.is(Lock::NodeBusy) {
+        Some(Intent::Write)
+    } else {
+        None
+    }
+}
+
+/// What a site does with a lock. Its intent is about the index: of a block everybody but a reader of
+/// /proc/kcore changes something.
+#[inline(always)]
+fn intent_at(taken: Taken, site: Site) -> u32 {
+    if taken.is(Lock::VmapBlock) && site.op != Op::Vread as u32 {
+        Intent::Write as u32
+    } else {
+        site.intent
+    }
+}
+
+#[inline(always)]
+fn cell_of(taken: Taken, intent: u32, op: u32) -> u32 {
+    // As in `cell::index`.
+    let of_mode = taken.lock * Mode::COUNT as u32 + taken.mode as u32;
+    (of_mode * Intent::COUNT as u32 + intent) * Op::COUNT as u32 + op
 }
 
 /// Tells whoever asked for diagnostics which function the table of call sites lacks: as a distance
@@ -72,56 +113,52 @@ fn say_unknown(distance: u64) {
 }
 
 #[inline(always)]
-unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, site: Site) -> u32 {
+unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) -> u32 {
     // SAFETY: the caller passes a map value.
     let op = unsafe {
         let sp = slot::stack_address(here);
         slot::live_op(slot, sp)
     };
-    cell_of(taken, site, op.unwrap_or(site.op))
+    if let Some(op) = op
+        && let Some(intent) = intent_of(taken, op)
+    {
+        return cell_of(taken, intent as u32, op);
+    }
+    // Only here: reading who called is half of what an acquisition costs.
+    let site = site(caller);
+    let op = op.unwrap_or(site.op);
+    let intent = intent_of(taken, op).map_or(intent_at(taken, site), |intent| intent as u32);
+    cell_of(taken, intent, op)
 }
 
 /// The task owns the lock, or is about to without having met a slow path.
 #[inline(always)]
-pub(crate) fn acquired(taken: Taken, here: Here, site: Site) {
+pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
+    let Some(cpu) = record::cpu() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let index = classify(slot, taken, here, site);
-        let Some(counters) = record::cell(index) else {
+        let index = cpu.forget(classify(slot, taken, here, caller));
+        let Some(counters) = cpu.cell(index) else {
             return;
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         let held = match slot::held(slot, taken.address, state::WAITING) {
             Some(waiting) => {
                 let wait_ns = now().wrapping_sub((*waiting).since_ns);
-                record::add(&raw mut (*counters).contended, 1);
-                record::duration(
-                    &raw mut (*counters).wait,
-                    series::wait(index as usize),
-                    wait_ns,
-                );
+                wait_ended(cpu, counters, index, wait_ns);
                 waiting
             }
             None if taken.followed => {
                 let Some(room) = room_for(slot, taken) else {
                     return;
                 };
-                (*room).address = taken.address;
                 room
             }
             None => return,
         };
-        if !taken.followed {
-            (*held).state = state::FREE;
-            return;
-        }
         (*held).cell = index;
-        (*held).state = state::HELD;
-        // Read last, so that our own work is not booked as holding.
-        let since_ns = now();
-        (*held).since_ns = since_ns;
-        (*slot).touched_ns = since_ns;
+        become_held(slot, held, taken.followed);
     }
 }
 
@@ -136,24 +173,22 @@ unsafe fn room_for(slot: *mut Slot, taken: Taken) -> Option<*mut Held> {
             record::miss(miss::UNMATCHED_ACQUISITION);
             return Some(stale);
         }
-        slot::room(slot)
+        slot::occupy(slot, taken.address, state::HELD)
     }
 }
 
 /// An acquire function that may fail was called; [`tried`] tells the outcome.
 #[inline(always)]
-pub(crate) fn trying(taken: Taken, here: Here, site: Site) {
+pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let index = classify(slot, taken, here, site);
-        let Some(room) = slot::room(slot) else { return };
-        (*room).address = taken.address;
+        let index = classify(slot, taken, here, caller);
+        let Some(room) = slot::occupy(slot, taken.address, state::TRYING) else {
+            return;
+        };
         (*room).cell = index;
-        (*room).state = state::TRYING;
-        let since_ns = now();
-        (*room).since_ns = since_ns;
-        (*slot).touched_ns = since_ns;
+        since_now(slot, room);
     }
 }
 
@@ -161,52 +196,65 @@ pub(crate) fn trying(taken: Taken, here: Here, site: Site) {
 #[inline(always)]
 pub(crate) fn tried(got_it: bool, followed: bool) {
     let Some(slot) = slot::find() else { return };
+    let Some(cpu) = record::cpu() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let tried = slot::latest(slot, state::TRYING, state::TRYING_WAITING);
         let Some(held) = tried else { return };
         let index = (*held).cell;
-        let Some(counters) = record::cell(index) else {
+        let Some(counters) = cpu.cell(index) else {
             return;
         };
+        let waited = (*held).state == state::TRYING_WAITING;
         if !got_it {
-            give_up(held, counters, (*held).state == state::TRYING_WAITING);
+            give_up(slot, held, counters, waited);
             return;
         }
         record::add(&raw mut (*counters).acquisitions, 1);
-        if (*held).state == state::TRYING_WAITING {
-            wait_ended(held, counters);
+        if waited {
+            let wait_ns = now().wrapping_sub((*held).since_ns);
+            wait_ended(cpu, counters, index, wait_ns);
         }
-        become_held(held, followed);
+        become_held(slot, held, followed);
     }
 }
 
+/// The clock of a hold or a wait starts. Read last, so that our own work is not booked as either.
 #[inline(always)]
-unsafe fn become_held(held: *mut Held, followed: bool) {
-    // SAFETY: the caller passes a map value.
-    unsafe {
-        (*held).state = if followed { state::HELD } else { state::FREE };
-        (*held).since_ns = now();
-    }
-}
-
-#[inline(always)]
-unsafe fn wait_ended(held: *mut Held, counters: *mut CellCounters) {
+unsafe fn since_now(slot: *mut Slot, held: *mut Held) {
     // SAFETY: the caller passes map values.
     unsafe {
-        let index = (*held).cell;
-        let wait_ns = now().wrapping_sub((*held).since_ns);
-        record::add(&raw mut (*counters).contended, 1);
-        record::duration(
-            &raw mut (*counters).wait,
-            series::wait(index as usize),
-            wait_ns,
-        );
+        let since_ns = now();
+        (*held).since_ns = since_ns;
+        (*slot).touched_ns = since_ns;
     }
 }
 
 #[inline(always)]
-unsafe fn give_up(held: *mut Held, counters: *mut CellCounters, waited: bool) {
+unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
+    // SAFETY: the caller passes map values.
+    unsafe {
+        if followed {
+            (*held).state = state::HELD;
+            since_now(slot, held);
+        } else {
+            slot::vacate(slot, held);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn wait_ended(cpu: Cpu, counters: *mut CellCounters, index: u32, wait_ns: u64) {
+    // SAFETY: the caller passes a map value.
+    unsafe {
+        record::add(&raw mut (*counters).contended, 1);
+        let series = series::wait(index as usize) as u32;
+        cpu.duration(&raw mut (*counters).wait, series, wait_ns);
+    }
+}
+
+#[inline(always)]
+unsafe fn give_up(slot: *mut Slot, held: *mut Held, counters: *mut CellCounters, waited: bool) {
     // SAFETY: the caller passes map values.
     unsafe {
         if waited {
@@ -216,22 +264,23 @@ unsafe fn give_up(held: *mut Held, counters: *mut CellCounters, waited: bool) {
         } else {
             record::add(&raw mut (*counters).try_failed, 1);
         }
-        (*held).state = state::FREE;
+        slot::vacate(slot, held);
     }
 }
 
 /// An acquire function returned without the lock: a trylock, or a killed waiter.
 #[inline(always)]
-pub(crate) fn failed(taken: Taken, here: Here, site: Site) {
+pub(crate) fn failed(taken: Taken, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
+    let Some(cpu) = record::cpu() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let index = classify(slot, taken, here, site);
-        let Some(counters) = record::cell(index) else {
+        let index = cpu.forget(classify(slot, taken, here, caller));
+        let Some(counters) = cpu.cell(index) else {
             return;
         };
         match slot::held(slot, taken.address, state::WAITING) {
-            Some(waiting) => give_up(waiting, counters, true),
+            Some(waiting) => give_up(slot, waiting, counters, true),
             None => record::add(&raw mut (*counters).try_failed, 1),
         }
     }
@@ -261,9 +310,13 @@ pub(crate) fn slow_path(address: u64) {
 /// from the stack.
 #[inline(always)]
 pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
+    let Some(cpu) = record::cpu() else { return };
+    let by_op = intent_of(taken, stack.op);
+    let intent = by_op.map_or(intent_at(taken, stack.site), |intent| intent as u32);
+    let cell = cpu.forget(cell_of(taken, intent, stack.op));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
-    unsafe { wait_begins(slot, taken.address, cell_of(taken, stack.site, stack.op)) };
+    unsafe { wait_begins(slot, taken.address, cell) };
 }
 
 #[inline(always)]
@@ -273,16 +326,14 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32) {
         let held = match slot::held(slot, address, state::WAITING) {
             Some(stale) => stale,
             None => {
-                let Some(room) = slot::room(slot) else { return };
+                let Some(room) = slot::occupy(slot, address, state::WAITING) else {
+                    return;
+                };
                 room
             }
         };
-        (*held).address = address;
         (*held).cell = cell;
-        (*held).state = state::WAITING;
-        let since_ns = now();
-        (*held).since_ns = since_ns;
-        (*slot).touched_ns = since_ns;
+        since_now(slot, held);
     }
 }
 
@@ -303,7 +354,7 @@ pub(crate) fn slow_path_done(address: u64, got_it: bool, followed: bool) {
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         if let Some(held) = slot::held(slot, address, state::WAITING) {
-            done(held, got_it, followed);
+            done(slot, held, got_it, followed);
         }
     }
 }
@@ -315,24 +366,27 @@ pub(crate) fn latest_slow_path_done(got_it: bool, followed: bool) {
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         if let Some(held) = slot::latest(slot, state::WAITING, state::WAITING) {
-            done(held, got_it, followed);
+            done(slot, held, got_it, followed);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn done(held: *mut Held, got_it: bool, followed: bool) {
-    // SAFETY: the caller passes a map value.
+unsafe fn done(slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
+    let Some(cpu) = record::cpu() else { return };
+    // SAFETY: the caller passes map values.
     unsafe {
-        let Some(counters) = record::cell((*held).cell) else {
+        let index = (*held).cell;
+        let Some(counters) = cpu.cell(index) else {
             return;
         };
         if !got_it {
-            give_up(held, counters, true);
+            give_up(slot, held, counters, true);
             return;
         }
-        wait_ended(held, counters);
-        become_held(held, followed && flags(flag::EVERY_ACQUISITION) != 0);
+        let wait_ns = now().wrapping_sub((*held).since_ns);
+        wait_ended(cpu, counters, index, wait_ns);
+        become_held(slot, held, followed && flags(flag::EVERY_ACQUISITION) != 0);
     }
 }
 
@@ -343,7 +397,7 @@ pub(crate) fn forget(address: u64) {
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         if let Some(held) = slot::held(slot, address, state::WAITING) {
-            (*held).state = state::FREE;
+            slot::vacate(slot, held);
         }
     }
 }
@@ -374,26 +428,24 @@ fn try_release(address: u64, end_ns: u64) -> bool {
             return false;
         };
         hold_ended(held, end_ns);
-        (*held).state = state::FREE;
+        slot::vacate(slot, held);
     }
     true
 }
 
 #[inline(always)]
 unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
+    let Some(cpu) = record::cpu() else { return };
     // SAFETY: the caller passes a map value.
     unsafe {
         let index = (*held).cell;
-        let Some(counters) = record::cell(index) else {
+        let Some(counters) = cpu.cell(index) else {
             return;
         };
         let hold_ns = end_ns.wrapping_sub((*held).since_ns);
         record::add(&raw mut (*counters).releases, 1);
-        record::duration(
-            &raw mut (*counters).hold,
-            series::hold(index as usize),
-            hold_ns,
-        );
+        let series = series::hold(index as usize) as u32;
+        cpu.duration(&raw mut (*counters).hold, series, hold_ns);
     }
 }
 
@@ -409,8 +461,8 @@ pub(crate) fn downgrade(taken: Taken) {
         };
         hold_ended(held, end_ns);
         let op = (*held).cell % Op::COUNT as u32;
-        let index = cell_of(taken, site::UNKNOWN, op);
-        let Some(counters) = record::cell(index) else {
+        let index = cell_of(taken, Intent::Read as u32, op);
+        let Some(counters) = record::cpu().and_then(|cpu| cpu.cell(index)) else {
             return;
         };
         record::add(&raw mut (*counters).acquisitions, 1);

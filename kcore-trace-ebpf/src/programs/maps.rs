@@ -1,45 +1,39 @@
 //! Every map. Arrays only, created whole before anything is attached.
 //!
-//! Counters are per CPU and cumulative; userspace subtracts snapshots and never resets.
+//! Counters are cumulative and each CPU writes its own; userspace subtracts snapshots and never
+//! resets. They are plain arrays indexed by CPU: a look-up in one is a few instructions everywhere,
+//! while one in a per-CPU array is a call before 6.10, and userspace can map them into its memory.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
-    CellCounters, HISTOGRAMS, Histogram, OpCounters, SITE_CACHE, SITES, SLOTS, SiteRange, Slot,
-    miss, series,
+    CpuCounters, HISTOGRAMS, Histogram, HistogramOf, SITE_CACHE, SLOTS, SiteTable, Slot,
 };
-use kcore_trace_ebpf::words::{Op, cell};
 
-/// One per lock, mode, intent and op: 37 KiB per CPU.
-#[map]
-pub(crate) static CELLS: PerCpuArray<CellCounters> =
-    PerCpuArray::with_max_entries(cell::COUNT as u32, 0);
+/// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
+const MAPPABLE: u32 = 1 << 10;
 
-/// One per op.
+/// The counters, one element per possible CPU: 38 KiB each.
 #[map]
-pub(crate) static OPS: PerCpuArray<OpCounters> = PerCpuArray::with_max_entries(Op::COUNT as u32, 0);
+pub(crate) static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MAPPABLE);
 
-/// A pool of histograms: 448 KiB per CPU. A tenth of the cells occurs on any one kernel, so
-/// userspace hands them out.
+/// A pool of histograms, 434 KiB per CPU: those of one number for all CPUs stand together. A tenth
+/// of the cells occurs on any one kernel, so userspace hands them out.
 #[map]
-pub(crate) static HISTS: PerCpuArray<Histogram> = PerCpuArray::with_max_entries(HISTOGRAMS, 0);
+pub(crate) static HISTS: Array<Histogram> = Array::with_max_entries(HISTOGRAMS, 0);
 
-/// The histogram of a series, plus one; zero for none. Written by userspace.
+/// Which histogram each series has. Written by userspace.
 #[map]
-pub(crate) static HIST_OF: Array<u32> = Array::with_max_entries(series::COUNT as u32, 0);
+pub(crate) static HIST_OF: Array<HistogramOf> = Array::with_max_entries(1, 0);
 
-/// What could not be counted as it should, by reason.
+/// What tasks are doing, found by a hash of the task's address: 224 KiB, with more than 64 CPUs
+/// 4 KiB for each.
 #[map]
-pub(crate) static MISSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(miss::COUNT, 0);
+pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
 
-/// What tasks are doing, found by a hash of the task's address: 240 KiB.
+/// Text ranges of the vmalloc functions. Written by userspace before anything is attached.
 #[map]
-pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, 0);
-
-/// Text ranges of the vmalloc functions, ascending, the rest at the end of the address space.
-/// Written by userspace before anything is attached.
-#[map]
-pub(crate) static SITE_RANGES: Array<SiteRange> = Array::with_max_entries(SITES as u32, 0);
+pub(crate) static SITE_RANGES: Array<SiteTable> = Array::with_max_entries(1, 0);
 
 /// Return addresses that were looked up: the low half of the address, the site above it.
 #[map]

@@ -3,7 +3,8 @@
 //! The law of this folder: count in the kernel, no event per measurement. Constant work at a hook;
 //! an address is compared before anything else is done. Arrays only: a hash map takes locks of its
 //! own, and one of them may be the lock that is being watched. No stack is walked but at a
-//! contended lock of ours, where no op hook tells the op. User memory is never read: hardened
+//! contended lock of ours, where no op hook tells the op. Searches have no branches: the verifier
+//! follows each way of each, and verifying is most of what starting takes. User memory is never read: hardened
 //! usercopy looks vmalloc addresses up, under the very lock that may be held here.
 //!
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
@@ -11,6 +12,7 @@
 //! state machine of an acquisition; [`spin`], [`sleeping`], [`op`] and [`tracepoint`] are the
 //! programs, each a few lines that fetch arguments.
 
+use core::arch::asm;
 use core::mem::MaybeUninit;
 use core::ptr::{read_volatile, write_volatile};
 
@@ -106,6 +108,22 @@ pub(crate) fn number(pointer: u64) -> u64 {
         write_volatile(word.as_mut_ptr().cast::<u8>().add(7), 0xff);
         read_volatile(word.as_ptr())
     }
+}
+
+/// The same value, of which the compiler knows nothing any more: it removes checks that the verifier
+/// needs, and makes branches of arithmetic that was written to have none.
+#[inline(always)]
+pub(crate) fn hidden(mut value: u64) -> u64 {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack)) };
+    value
+}
+
+/// `a` if the bit is one, `b` if it is zero: without a branch, which would double the paths that the
+/// verifier follows, and without a mask, of which some verifiers make a branch of their own.
+#[inline(always)]
+pub(crate) fn choose(bit: u64, a: u64, b: u64) -> u64 {
+    b.wrapping_add(hidden(bit).wrapping_mul(a.wrapping_sub(b)))
 }
 
 #[unsafe(link_section = "license")]

@@ -86,20 +86,20 @@ fn exit(here: Here) {
 
 #[inline(always)]
 fn ended(op: u32, ns: u64) {
-    let Some(counters) = record::op(op) else {
-        return;
-    };
+    let Some(cpu) = record::cpu() else { return };
+    let Some(counters) = cpu.op(op) else { return };
     // SAFETY: the counters are a map value.
     unsafe {
         record::add(&raw mut (*counters).count, 1);
-        record::duration(&raw mut (*counters).latency, series::op(op as usize), ns);
+        let series = series::op(op as usize) as u32;
+        cpu.duration(&raw mut (*counters).latency, series, ns);
     }
 }
 
 /// Counts an op of which only a tracepoint is seen.
 #[inline(always)]
 pub(crate) fn count(op: Op) {
-    if let Some(counters) = record::op(op as u32) {
+    if let Some(counters) = record::cpu().and_then(|cpu| cpu.op(op as u32)) {
         // SAFETY: the counters are a map value.
         unsafe { record::add(&raw mut (*counters).count, 1) };
     }
@@ -183,7 +183,8 @@ op_function!(1 Alloc: alloc_fe alloc_fx alloc_kp alloc_kr);
 op_function!(2 Free, unless is_null: vfree_fe vfree_fx vfree_kp vfree_kr);
 op_function!(3 Free, unless is_null: vunmap_fe vunmap_fx vunmap_kp vunmap_kr);
 op_function!(4 Free, unless is_null: uvunmap_fe uvunmap_fx uvunmap_kp uvunmap_kr);
-op_function!(5 Free: remove_fe remove_fx remove_kp remove_kr);
+op_function!(5 Free: freearea_fe freearea_fx freearea_kp freearea_kr);
+op_function!(18 Free, unless is_null: iounmap_fe iounmap_fx iounmap_kp iounmap_kr);
 op_function!(6 Find: findvm_fe findvm_fx findvm_kp findvm_kr);
 op_function!(7 Find: findva_fe findva_fx findva_kp findva_kr);
 op_function!(8 Vread: vread_fe vread_fx vread_kp vread_kr);

@@ -1,27 +1,122 @@
 //! Writing the counters: durations into sums and histograms, misses into their count.
 //!
-//! Counts, sums and buckets are added atomically although the maps are per CPU: some hooks run
+//! Counts, sums and buckets are added atomically although each CPU has its own: some hooks run
 //! preemptible, and an interrupt may count the same thing between a load and a store. Minimum and
 //! maximum are not: a lost race there needs two extremes within the same few nanoseconds.
 
-use core::hint::black_box;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::ptr::read_volatile;
 
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::layout::{CellCounters, Durations, OpCounters};
+use kcore_trace_ebpf::layout::{CellCounters, CpuCounters, Durations, OpCounters, miss, series};
+use kcore_trace_ebpf::words::{Op, cell};
 
-use super::maps::{CELLS, HIST_OF, HISTS, MISSES, OPS};
+use super::constants::cpus;
+use super::hidden;
+use super::maps::{COUNTERS, HIST_OF, HISTS};
 
-/// The counters of a cell on this CPU.
-#[inline(always)]
-pub(crate) fn cell(index: u32) -> Option<*mut CellCounters> {
-    CELLS.get_ptr_mut(index)
+/// This CPU, and what it counts.
+#[derive(Clone, Copy)]
+pub(crate) struct Cpu {
+    id: u32,
+    counters: *mut CpuCounters,
 }
 
-/// The counters of an op on this CPU.
+/// The CPU that we are on.
 #[inline(always)]
-pub(crate) fn op(index: u32) -> Option<*mut OpCounters> {
-    OPS.get_ptr_mut(index)
+pub(crate) fn cpu() -> Option<Cpu> {
+    // SAFETY: the helper has no preconditions.
+    let id = unsafe { bpf_get_smp_processor_id() };
+    let counters = COUNTERS.get_ptr_mut(id)?;
+    Some(Cpu { id, counters })
+}
+
+impl Cpu {
+    /// The same value, of which the verifier knows nothing any more.
+    ///
+    /// It follows the paths to here one by one, and what comes after once for all whose values look
+    /// the same to it.
+    #[inline(always)]
+    pub(crate) fn forget(self, value: u32) -> u32 {
+        // SAFETY: a map value.
+        value.wrapping_add(unsafe { read_volatile(&raw const (*self.counters).zero) } as u32)
+    }
+
+    /// The counters of a cell.
+    #[inline(always)]
+    pub(crate) fn cell(self, index: u32) -> Option<*mut CellCounters> {
+        // Hidden from the compiler, which would remove the check that the verifier needs.
+        let index = hidden(index.into());
+        if index >= cell::COUNT as u64 {
+            return None;
+        }
+        // SAFETY: a map value; the index is inside the array.
+        unsafe {
+            let first = (&raw mut (*self.counters).cells).cast::<CellCounters>();
+            Some(first.add(index as usize))
+        }
+    }
+
+    /// The counters of an op.
+    #[inline(always)]
+    pub(crate) fn op(self, index: u32) -> Option<*mut OpCounters> {
+        let index = hidden(index.into());
+        if index >= Op::COUNT as u64 {
+            return None;
+        }
+        // SAFETY: as above.
+        unsafe {
+            let first = (&raw mut (*self.counters).ops).cast::<OpCounters>();
+            Some(first.add(index as usize))
+        }
+    }
+
+    /// Adds a duration to sum, minimum, maximum and the histogram of its series.
+    ///
+    /// # Safety
+    /// `durations` points into a map value.
+    #[inline(always)]
+    pub(crate) unsafe fn duration(self, durations: *mut Durations, series: u32, ns: u64) {
+        // SAFETY: the caller says that the pointer is valid.
+        unsafe {
+            add(&raw mut (*durations).sum_ns, ns);
+            if (*durations).inverted_min_ns < !ns {
+                (*durations).inverted_min_ns = !ns;
+            }
+            if (*durations).max_ns < ns {
+                (*durations).max_ns = ns;
+            }
+        }
+        self.histogram(series, ns);
+    }
+
+    #[inline(always)]
+    fn histogram(self, series: u32, ns: u64) {
+        let Some(numbers) = HIST_OF.get(0) else {
+            return;
+        };
+        let series = hidden(series.into());
+        if series >= series::COUNT as u64 {
+            return;
+        }
+        // SAFETY: the series is inside the array.
+        let number = unsafe { *numbers.as_ptr().add(series as usize) };
+        if number == 0 {
+            return miss(miss::NO_HISTOGRAM);
+        }
+        let Some(histogram) = HISTS.get_ptr_mut((number - 1) * cpus() + self.id) else {
+            return;
+        };
+        let bucket = hidden(self.forget(bucket::index(ns)).into());
+        if bucket < bucket::COUNT as u64 {
+            // SAFETY: the bucket is inside the histogram.
+            unsafe {
+                let counter = histogram.cast::<u32>().add(bucket as usize);
+                atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, 1);
+            }
+        }
+    }
 }
 
 /// Adds to a counter.
@@ -34,52 +129,14 @@ pub(crate) unsafe fn add(counter: *mut u64, value: u64) {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
 }
 
-/// Adds a duration to sum, minimum, maximum and the histogram of its series.
-///
-/// # Safety
-/// `durations` points into a map value.
-#[inline(always)]
-pub(crate) unsafe fn duration(durations: *mut Durations, series: usize, ns: u64) {
-    // SAFETY: the caller says that the pointer is valid.
-    unsafe {
-        add(&raw mut (*durations).sum_ns, ns);
-        if (*durations).inverted_min_ns < !ns {
-            (*durations).inverted_min_ns = !ns;
-        }
-        if (*durations).max_ns < ns {
-            (*durations).max_ns = ns;
-        }
-    }
-    histogram(series, ns);
-}
-
-#[inline(always)]
-fn histogram(series: usize, ns: u64) {
-    let Some(&number) = HIST_OF.get(series as u32) else {
-        return;
-    };
-    if number == 0 {
-        return miss(kcore_trace_ebpf::layout::miss::NO_HISTOGRAM);
-    }
-    let Some(histogram) = HISTS.get_ptr_mut(number - 1) else {
-        return;
-    };
-    // Hidden from the compiler, which would remove the check that the verifier needs.
-    let bucket = black_box(bucket::index(ns));
-    if bucket < bucket::COUNT as u32 {
-        // SAFETY: the bucket is inside the histogram.
-        unsafe {
-            let counter = histogram.cast::<u32>().add(bucket as usize);
-            atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, 1);
-        }
-    }
-}
-
 /// Counts something that could not be counted as it should.
 #[inline(always)]
 pub(crate) fn miss(reason: u32) {
-    if let Some(counter) = MISSES.get_ptr_mut(reason) {
-        // SAFETY: the counter is a map value.
-        unsafe { add(counter, 1) };
+    if let Some(cpu) = cpu() {
+        // SAFETY: a map value; all reasons are constants inside the array.
+        unsafe {
+            let first = (&raw mut (*cpu.counters).misses).cast::<u64>();
+            add(first.add(reason as usize), 1);
+        }
     }
 }

@@ -5,15 +5,18 @@
 //! address, so that it cannot lie (kernel text lies within 4 GiB, so its low half is enough).
 
 use core::mem::MaybeUninit;
+use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_get_stack;
-use kcore_trace_ebpf::layout::{ENTRY_BYTES, FRAMES, SITE_CACHE, SITES, SiteRange, text};
+use kcore_trace_ebpf::layout::{
+    ENTRY_BYTES, FRAMES, SITE_CACHE, SITES, SiteRange, SiteTable, text,
+};
 use kcore_trace_ebpf::words::{Intent, Op};
 
-use super::Context;
 use super::constants::{acquire_function, kernel};
 use super::maps::{SITE_MEMO, SITE_RANGES};
+use super::{Context, choose, hidden, record};
 
 /// What the table says of a return address.
 #[derive(Clone, Copy)]
@@ -25,7 +28,10 @@ pub(crate) struct Site {
 
 const CACHE_MASK: u64 = SITE_CACHE as u64 - 1;
 /// Cached answer for an address outside the table.
-const NOWHERE: u64 = 1 << 31;
+const NOWHERE: u64 = 1 << NOWHERE_BIT;
+const NOWHERE_BIT: u32 = 31;
+/// Marks a cached answer.
+const VALID: u64 = 1 << 30;
 
 /// The site of a return address.
 #[inline(always)]
@@ -46,12 +52,12 @@ fn packed(address: u64) -> u64 {
     };
     // SAFETY: a map value; one word is read and written whole.
     let entry = unsafe { *cached };
-    if entry != 0 && entry & 0xffff_ffff == low {
-        return entry >> 32;
+    if entry & (VALID << 32 | 0xffff_ffff) == VALID << 32 | low {
+        return entry >> 32 & !VALID;
     }
     let packed = look_up(address);
     // SAFETY: as above.
-    unsafe { *cached = packed << 32 | low };
+    unsafe { *cached = (VALID | packed) << 32 | low };
     packed
 }
 
@@ -64,24 +70,39 @@ fn unpack(packed: u64) -> Site {
     }
 }
 
+/// Halves the table without a branch: each would double the paths that the verifier follows.
+/// Where the search begins is read from the table, so that the verifier does not know it either and
+/// sees the same state whichever way it goes.
 #[inline(never)]
 fn look_up(address: u64) -> u64 {
+    let Some(table) = SITE_RANGES.get(0) else {
+        return NOWHERE;
+    };
     // A call may be the last instruction of its function; the byte before belongs to it.
     let address = address.wrapping_sub(1);
-    let mut index = 0;
-    let mut step = SITES as u32 / 2;
+    // SAFETY: a map value.
+    let mut index = unsafe { read_volatile(&raw const table.first) };
+    let mut step = SITES as u64 / 2;
     for _ in 0..SITES.trailing_zeros() {
-        if let Some(range) = SITE_RANGES.get(index + step)
-            && range.start <= address
-        {
-            index += step;
-        }
+        let range = range(table, index + step);
+        // Both lie in the upper half of the address space, so the sign tells which is greater.
+        let is_at_or_below = (range.start.wrapping_sub(address).wrapping_sub(1)) >> 63;
+        index += hidden(is_at_or_below) * step;
         step /= 2;
     }
-    match SITE_RANGES.get(index) {
-        Some(range) if range.start <= address && address < range.end => pack(range),
-        _ => NOWHERE,
+    let range = range(table, index);
+    if range.start <= address && address < range.end {
+        pack(range)
+    } else {
+        NOWHERE
     }
+}
+
+#[inline(always)]
+fn range(table: &SiteTable, index: u64) -> &SiteRange {
+    let index = hidden(index) & (SITES as u64 - 1);
+    // SAFETY: the index is inside the array.
+    unsafe { &*table.ranges.as_ptr().add(index as usize) }
 }
 
 #[inline(always)]
@@ -98,7 +119,7 @@ fn is_text(address: u64) -> bool {
 /// Where the caller of a hooked function can be read.
 #[derive(Clone, Copy)]
 pub(crate) enum Caller {
-    /// By fentry or fexit on a function of one argument: its index in [`acquire`].
+    /// By fexit on a function of one argument: its index in [`acquire`].
     Trampoline(Context, usize),
     /// By a kprobe at the entry: the stack pointer.
     Probe(u64),
@@ -114,24 +135,20 @@ pub(crate) fn caller(from: Caller) -> u64 {
     }
 }
 
-/// What lies above the context of a trampoline (`arch_prepare_bpf_trampoline` in
-/// `arch/x86/net/bpf_jit_comp.c`): the return value where an fexit is attached, the saved frame
-/// pointer, the return into the head of the hooked function, unless the trampoline is jumped to
-/// (possible from 7.0 on), and the return address.
+/// What lies above the context of an fexit on a function of one argument
+/// (`arch_prepare_bpf_trampoline` in `arch/x86/net/bpf_jit_comp.c`): the return value, the saved
+/// frame pointer, the return into the head of the hooked function, unless the trampoline is jumped
+/// to (possible from 7.0 on), and the return address.
 #[inline(always)]
 fn behind_trampoline(ctx: Context, function: u64) -> u64 {
     // SAFETY: the helper checks the address.
-    let read = unsafe { bpf_probe_read_kernel(ctx.as_ptr().add(1).cast::<[u64; 5]>()) };
-    let Ok(words) = read else { return 0 };
-    let mut found = 0;
-    // The first word is the return value or the frame pointer, never the address.
-    for &word in &words[1..] {
-        let own_head = word.wrapping_sub(function) < ENTRY_BYTES;
-        if found == 0 && !own_head && is_text(word) {
-            found = word;
-        }
-    }
-    found
+    let read = unsafe { bpf_probe_read_kernel(ctx.as_ptr().add(3).cast::<[u64; 2]>()) };
+    let Ok([head_or_caller, caller]) = read else {
+        return 0;
+    };
+    let own_head = head_or_caller.wrapping_sub(function) < ENTRY_BYTES;
+    let found = if own_head { caller } else { head_or_caller };
+    if is_text(found) { found } else { 0 }
 }
 
 /// The innermost vmalloc function of a stack, and the op of the outermost.
@@ -152,19 +169,20 @@ pub(crate) fn stack(ctx: Context) -> Option<Stack> {
     }
     // SAFETY: the helper fills the whole buffer, with zeros behind the last frame.
     let frames = unsafe { frames.assume_init_ref() };
-    let mut innermost = NOWHERE;
-    let mut op = Op::Other as u64;
+    let cpu = record::cpu()?;
+    let forget = |value: u64| u64::from(cpu.forget(value as u32));
+    let mut innermost = forget(NOWHERE);
+    let mut op = forget(Op::Other as u64);
+    // Without branches, for the verifier, as in `look_up`.
     for &frame in frames {
-        let site = packed(frame);
-        if site == NOWHERE {
-            continue;
-        }
-        if innermost == NOWHERE {
-            innermost = site;
-        }
-        if site & 0xff != Op::Other as u64 {
-            op = site & 0xff;
-        }
+        let site = forget(packed(frame));
+        let is_nowhere = site >> NOWHERE_BIT & 1;
+        let is_first = innermost >> NOWHERE_BIT & 1;
+        // One, unless the op is zero.
+        let has_op = (site & 0xff).wrapping_add(0xff) >> 8 & 1;
+        const _: () = assert!(Op::Other as u64 == 0);
+        innermost = choose(is_first, site, innermost);
+        op = choose(has_op & !is_nowhere, site & 0xff, op);
     }
     if innermost == NOWHERE {
         return None;

@@ -9,7 +9,7 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, flags, lock as address_of};
 use super::lock::{self, Taken};
-use super::site::{self, Caller, Site};
+use super::site::{self, Caller};
 use super::slot::Here;
 use super::spin::is_block_lock;
 use super::{Context, op, programs};
@@ -65,12 +65,7 @@ fn taken(kind: Type, address: u64, lock: Lock) -> Taken {
         Type::Rwsem(mode) => mode,
         Type::Mutex => Mode::Exclusive,
     };
-    Taken {
-        address,
-        lock,
-        mode,
-        followed: true,
-    }
+    Taken::new(address, lock, mode, true)
 }
 
 /// Whether `vmap_block.lock` is a mutex and someone is in a function that may take one.
@@ -80,9 +75,9 @@ fn blocks_in_use(kind: Type) -> bool {
 }
 
 #[inline(always)]
-fn identify(kind: Type, address: u64, here: Here, caller: Caller) -> Option<(Taken, Site)> {
+fn identify(kind: Type, address: u64, here: Here, caller: Caller) -> Option<Taken> {
     if let Some(lock) = role(kind, address) {
-        return Some((taken(kind, address, lock), lock::site(caller)));
+        return Some(taken(kind, address, lock));
     }
     if !blocks_in_use(kind) || !op::in_block_scope(here) {
         return None;
@@ -91,7 +86,7 @@ fn identify(kind: Type, address: u64, here: Here, caller: Caller) -> Option<(Tak
         && site.takes_block_lock
         && is_block_lock(address)
     {
-        return Some((taken(kind, address, Lock::VmapBlock), site));
+        return Some(taken(kind, address, Lock::VmapBlock));
     }
     lock::forget(address);
     None
@@ -104,33 +99,27 @@ fn returned(ctx: Context, kind: Type, outcome: Outcome, function: usize) {
         Outcome::Certain => true,
         _ => outcome.got_it(ctx.arg(1)),
     };
-    let identified = identify(
-        kind,
-        ctx.address(0),
-        here,
-        Caller::Trampoline(ctx, function),
-    );
-    let Some((taken, site)) = identified else {
+    let caller = Caller::Trampoline(ctx, function);
+    let Some(taken) = identify(kind, ctx.address(0), here, caller) else {
         return;
     };
     if got_it {
-        lock::acquired(taken, here, site);
+        lock::acquired(taken, here, caller);
     } else {
-        lock::failed(taken, here, site);
+        lock::failed(taken, here, caller);
     }
 }
 
 #[inline(always)]
 fn called(ctx: Context, kind: Type, outcome: Outcome) {
     let sp = ctx.probe_sp();
-    let here = Here::Number(sp);
-    let identified = identify(kind, ctx.probe_arg0(), here, Caller::Probe(sp));
-    let Some((taken, site)) = identified else {
+    let (here, caller) = (Here::Number(sp), Caller::Probe(sp));
+    let Some(taken) = identify(kind, ctx.probe_arg0(), here, caller) else {
         return;
     };
     match outcome {
-        Outcome::Certain => lock::acquired(taken, here, site),
-        _ => lock::trying(taken, here, site),
+        Outcome::Certain => lock::acquired(taken, here, caller),
+        _ => lock::trying(taken, here, caller),
     }
 }
 

@@ -13,7 +13,7 @@ use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state
 
 use super::constants::slot_mask;
 use super::maps::TASKS;
-use super::{Context, number, record};
+use super::{Context, choose, hidden, number, record};
 
 /// `THREAD_SIZE` and `IRQ_STACK_SIZE` of x86-64: stacks are aligned to it.
 const STACK_BYTES: u64 = 16384;
@@ -94,11 +94,8 @@ fn take_over() -> Option<*mut Slot> {
 unsafe fn is_idle(slot: *const Slot) -> bool {
     // SAFETY: the caller passes a map value.
     unsafe {
-        let mut busy = (*slot).ops[0].frame | (*slot).ops[1].frame | (*slot).block_scope;
-        for index in 0..HELD {
-            busy |= u64::from((*slot).held[index].state);
-        }
-        busy == 0
+        let ops = (*slot).ops[0].frame | (*slot).ops[1].frame;
+        ops | (*slot).block_scope | (*slot).in_use == 0
     }
 }
 
@@ -107,6 +104,7 @@ unsafe fn clear(slot: *mut Slot) {
     // SAFETY: the caller passes a map value.
     unsafe {
         (*slot).block_scope = 0;
+        (*slot).in_use = 0;
         (*slot).ops[0].frame = 0;
         (*slot).ops[1].frame = 0;
         for index in 0..HELD {
@@ -191,16 +189,20 @@ pub(crate) unsafe fn outermost(slot: *mut Slot, sp: u64, function: u32) -> Optio
 /// `slot` is a map value.
 #[inline(always)]
 pub(crate) unsafe fn held(slot: *mut Slot, address: u64, wanted: u32) -> Option<*mut Held> {
-    for index in 0..HELD {
-        // SAFETY: the caller says that the slot is valid; the index is inside the array.
-        unsafe {
-            let held = &raw mut (*slot).held[index];
-            if (*held).state == wanted && (*held).address == address {
-                return Some(held);
-            }
+    // SAFETY: the caller says that the slot is valid.
+    unsafe {
+        if (*slot).in_use == 0 {
+            return None;
         }
+        // Nearly always it is the only one.
+        let first = &raw mut (*slot).held[0];
+        if (*first).address == address && (*first).state == wanted {
+            return Some(first);
+        }
+        search(slot, |held| {
+            equal((*held).address, address) & equal((*held).state.into(), wanted.into())
+        })
     }
-    None
 }
 
 /// The lock in that state that came last, for a return hook that has no arguments.
@@ -209,42 +211,94 @@ pub(crate) unsafe fn held(slot: *mut Slot, address: u64, wanted: u32) -> Option<
 /// `slot` is a map value.
 #[inline(always)]
 pub(crate) unsafe fn latest(slot: *mut Slot, a: u32, b: u32) -> Option<*mut Held> {
-    let mut since = 0;
+    let mut since = 0u64;
     let mut address = 0;
-    let mut wanted = 0;
+    let mut wanted = u64::from(state::FREE);
     for index in 0..HELD {
         // SAFETY: the caller says that the slot is valid; the index is inside the array.
         unsafe {
             let held = &raw const (*slot).held[index];
-            if ((*held).state == a || (*held).state == b) && (*held).since_ns > since {
-                since = (*held).since_ns;
-                address = (*held).address;
-                wanted = (*held).state;
-            }
+            let state = u64::from((*held).state);
+            let fits = equal(state, a.into()) | equal(state, b.into());
+            let later = fits & (since.wrapping_sub((*held).since_ns) >> 63);
+            since = choose(later, (*held).since_ns, since);
+            address = choose(later, (*held).address, address);
+            wanted = choose(later, state, wanted);
         }
     }
     if since == 0 {
         return None;
     }
     // SAFETY: as above.
-    unsafe { self::held(slot, address, wanted) }
+    unsafe { self::held(slot, address, wanted as u32) }
 }
 
-/// Room for another lock.
+/// The first lock of which the bit is set. Without a branch for each: the verifier would follow
+/// what comes after it once for every lock.
+#[inline(always)]
+unsafe fn search(slot: *mut Slot, bit: impl Fn(*const Held) -> u64) -> Option<*mut Held> {
+    const NONE: u64 = HELD as u64;
+    let mut found = NONE;
+    for index in (0..HELD).rev() {
+        // SAFETY: the caller passes a map value; the index is inside the array.
+        let held = unsafe { &raw const (*slot).held[index] };
+        found = choose(bit(held), index as u64, found);
+    }
+    let found = hidden(found);
+    if found >= NONE {
+        return None;
+    }
+    // SAFETY: the index is inside the array.
+    unsafe { Some((&raw mut (*slot).held).cast::<Held>().add(found as usize)) }
+}
+
+/// One if both are the same, else zero.
+#[inline(always)]
+fn equal(a: u64, b: u64) -> u64 {
+    let difference = a ^ b;
+    // Hidden from the compiler, which would make a branch of it.
+    (difference | hidden(difference.wrapping_neg())) >> 63 ^ 1
+}
+
+/// Room for another lock, from now on in that state.
 ///
 /// # Safety
 /// `slot` is a map value.
 #[inline(always)]
-pub(crate) unsafe fn room(slot: *mut Slot) -> Option<*mut Held> {
-    for index in 0..HELD {
-        // SAFETY: the caller says that the slot is valid; the index is inside the array.
-        unsafe {
-            let held = &raw mut (*slot).held[index];
-            if (*held).state == state::FREE {
-                return Some(held);
-            }
-        }
+pub(crate) unsafe fn occupy(slot: *mut Slot, address: u64, state: u32) -> Option<*mut Held> {
+    // SAFETY: the caller says that the slot is valid.
+    unsafe {
+        let room = if (*slot).in_use == 0 {
+            &raw mut (*slot).held[0]
+        } else {
+            free(slot)?
+        };
+        (*slot).in_use += 1;
+        (*room).address = address;
+        (*room).state = state;
+        Some(room)
     }
-    record::miss(miss::NO_SLOT);
-    None
+}
+
+#[inline(always)]
+unsafe fn free(slot: *mut Slot) -> Option<*mut Held> {
+    // SAFETY: the caller passes a map value.
+    let free = unsafe { search(slot, |held| equal((*held).state.into(), state::FREE.into())) };
+    if free.is_none() {
+        record::miss(miss::NO_SLOT);
+    }
+    free
+}
+
+/// The lock is neither held nor waited for any more.
+///
+/// # Safety
+/// `slot` is a map value, and `held` lies in it and is not free.
+#[inline(always)]
+pub(crate) unsafe fn vacate(slot: *mut Slot, held: *mut Held) {
+    // SAFETY: the caller says that both are valid.
+    unsafe {
+        (*held).state = state::FREE;
+        (*slot).in_use -= 1;
+    }
 }

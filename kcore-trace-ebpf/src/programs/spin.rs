@@ -11,7 +11,7 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, flags, lock as address_of, nodes};
 use super::lock::{self, Taken};
-use super::site::{self, Caller, Site};
+use super::site::{self, Caller};
 use super::slot::Here;
 use super::{Context, op, programs};
 
@@ -76,19 +76,14 @@ fn followed() -> bool {
 
 #[inline(always)]
 fn exclusive(address: u64, lock: Lock) -> Taken {
-    Taken {
-        address,
-        lock,
-        mode: Mode::Exclusive,
-        followed: followed(),
-    }
+    Taken::new(address, lock, Mode::Exclusive, followed())
 }
 
-/// The lock and its site, when it is one of ours.
+/// The lock, when it is one of ours.
 #[inline(always)]
-fn identify(address: u64, here: Here, caller: Caller) -> Option<(Taken, Site)> {
+fn identify(address: u64, here: Here, caller: Caller) -> Option<Taken> {
     if let Some(lock) = role(address) {
-        return Some((exclusive(address, lock), lock::site(caller)));
+        return Some(exclusive(address, lock));
     }
     if !blocks_in_use() || !op::in_block_scope(here) {
         return None;
@@ -97,11 +92,7 @@ fn identify(address: u64, here: Here, caller: Caller) -> Option<(Taken, Site)> {
         && site.takes_block_lock
         && is_block_lock(address)
     {
-        let site = Site {
-            intent: kcore_trace_ebpf::words::Intent::Write as u32,
-            ..site
-        };
-        return Some((exclusive(address, Lock::VmapBlock), site));
+        return Some(exclusive(address, Lock::VmapBlock));
     }
     // Another lock in there, whose slow path was remembered in case it was a block's.
     lock::forget(address);
@@ -166,20 +157,22 @@ fn entered_slow_path_by_probe(ctx: Context) {
 #[inline(always)]
 fn acquired_by(ctx: Context, function: usize) {
     let here = Here::Trampoline(ctx);
-    if let Some((taken, site)) = identify(ctx.address(0), here, Caller::Trampoline(ctx, function)) {
-        lock::acquired(taken, here, site);
+    let caller = Caller::Trampoline(ctx, function);
+    if let Some(taken) = identify(ctx.address(0), here, caller) {
+        lock::acquired(taken, here, caller);
     }
 }
 
 #[inline(always)]
 fn tried_by(ctx: Context, function: usize) {
     let here = Here::Trampoline(ctx);
+    let caller = Caller::Trampoline(ctx, function);
     let (address, returned) = (ctx.address(0), ctx.arg(1));
-    if let Some((taken, site)) = identify(address, here, Caller::Trampoline(ctx, function)) {
+    if let Some(taken) = identify(address, here, caller) {
         if returned as i32 != 0 {
-            lock::acquired(taken, here, site);
+            lock::acquired(taken, here, caller);
         } else {
-            lock::failed(taken, here, site);
+            lock::failed(taken, here, caller);
         }
     }
 }
@@ -195,16 +188,16 @@ programs! {
 
     "kprobe" spinlock_kp(ctx) {
         let sp = ctx.probe_sp();
-        let here = Here::Number(sp);
-        if let Some((taken, site)) = identify(ctx.probe_arg0(), here, Caller::Probe(sp)) {
-            lock::acquired(taken, here, site);
+        let (here, caller) = (Here::Number(sp), Caller::Probe(sp));
+        if let Some(taken) = identify(ctx.probe_arg0(), here, caller) {
+            lock::acquired(taken, here, caller);
         }
     }
     "kprobe" spintry_kp(ctx) {
         let sp = ctx.probe_sp();
-        let here = Here::Number(sp);
-        if let Some((taken, site)) = identify(ctx.probe_arg0(), here, Caller::Probe(sp)) {
-            lock::trying(taken, here, site);
+        let (here, caller) = (Here::Number(sp), Caller::Probe(sp));
+        if let Some(taken) = identify(ctx.probe_arg0(), here, caller) {
+            lock::trying(taken, here, caller);
         }
     }
     "kretprobe" spintry_kr(ctx) { lock::tried(ctx.probe_ret() as i32 != 0, followed()) }

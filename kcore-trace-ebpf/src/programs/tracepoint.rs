@@ -101,15 +101,7 @@ fn begin(ctx: Context) {
     } else {
         Mode::Exclusive
     };
-    lock::slow_path_of(
-        Taken {
-            address: lock,
-            lock: role,
-            mode,
-            followed: false,
-        },
-        &stack,
-    );
+    lock::slow_path_of(Taken::new(lock, role, mode, false), &stack);
 }
 
 programs! {

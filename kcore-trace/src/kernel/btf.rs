@@ -2,7 +2,9 @@
 //! struct is a member.
 //!
 //! In: the bytes of /sys/kernel/btf/vmlinux. Out: an index of the names that were asked for, from
-//! one pass over the types. Invariant: bytes that are not BTF are an error, never a panic.
+//! one pass over the names and one over the types, of which a kernel has more than a hundred
+//! thousand: only those of a wanted name are looked into.
+//! Invariant: bytes that are not BTF are an error, never a panic.
 //! The format: `Documentation/bpf/btf.rst`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -72,29 +74,26 @@ impl Btf {
     pub fn parse(bytes: &[u8], wanted: &HashSet<&str>) -> Result<Self> {
         let table = Table::parse(bytes)?;
         let mut btf = Self::default();
-        let types = table.types()?;
-        for (index, ty) in types.iter().enumerate() {
-            let Some(name) = table.name(ty.name).filter(|name| wanted.contains(name)) else {
-                continue;
-            };
-            // Type ids begin at one; id zero is void.
-            let id = index as u32 + 1;
+        let names = table.offsets_of(wanted);
+        let types = table.types(&names)?;
+        for (id, name) in &types.named {
+            let (id, ty) = (*id, table.at(types.at[*id as usize - 1])?);
             match ty.kind {
                 kind::FUNC => {
-                    let proto = resolve(&types, ty.size_or_type);
+                    let proto = table.resolve(&types, ty.size_or_type);
                     let args = proto.map_or(0, |proto| proto.vlen);
                     let function = Function { id, args };
-                    btf.functions.entry(name.to_owned()).or_insert(function);
+                    btf.functions.entry((*name).to_owned()).or_insert(function);
                 }
                 kind::STRUCT => {
-                    let members = table.members(&types, ty)?;
+                    let members = table.members(&types, &ty)?;
                     let size = u64::from(ty.size_or_type);
                     btf.structs
-                        .entry(name.to_owned())
+                        .entry((*name).to_owned())
                         .or_insert(Struct { size, members });
                 }
                 kind::TYPEDEF => {
-                    btf.typedefs.entry(name.to_owned()).or_insert(id);
+                    btf.typedefs.entry((*name).to_owned()).or_insert(id);
                 }
                 _ => {}
             }
@@ -165,8 +164,12 @@ impl Btf {
     }
 }
 
-fn resolve(types: &[Type], id: u32) -> Option<&Type> {
-    types.get((id as usize).checked_sub(1)?)
+/// Where every type is, and which have a wanted name.
+struct Types<'a> {
+    /// Offset of each type's first word. Type ids begin at one; id zero is void.
+    at: Vec<u32>,
+    /// Ids and names.
+    named: Vec<(u32, &'a str)>,
 }
 
 struct Table<'a> {
@@ -194,22 +197,58 @@ impl<'a> Table<'a> {
         })
     }
 
-    fn types(&self) -> Result<Vec<Type>> {
-        let mut types = Vec::with_capacity(self.types.len() / 24);
+    /// Where in the strings the wanted names are, ascending.
+    fn offsets_of<'w>(&self, wanted: &HashSet<&'w str>) -> Vec<(u32, &'w str)> {
+        let wanted: HashMap<&[u8], &str> =
+            wanted.iter().map(|name| (name.as_bytes(), *name)).collect();
+        let longest = wanted.keys().map(|name| name.len()).max().unwrap_or(0);
+        let mut found = Vec::new();
+        let mut start = 0;
+        for end in memchr::memchr_iter(0, self.strings) {
+            let name = &self.strings[start..end];
+            if (1..=longest).contains(&name.len())
+                && let Some(&name) = wanted.get(name)
+            {
+                found.push((start as u32, name));
+            }
+            start = end + 1;
+        }
+        found
+    }
+
+    fn types<'w>(&self, names: &[(u32, &'w str)]) -> Result<Types<'w>> {
+        let mut types = Types {
+            at: Vec::with_capacity(self.types.len() / 24),
+            named: Vec::new(),
+        };
         let mut at = 0;
         while at < self.types.len() {
-            let info = word(self.types, at + 4)?;
-            let ty = Type {
-                at,
-                name: word(self.types, at)?,
-                kind: info >> 24 & 0x1f,
-                vlen: (info & 0xffff) as usize,
-                size_or_type: word(self.types, at + 8)?,
-            };
+            let ty = self.at(at as u32)?;
+            types.at.push(at as u32);
+            if let Ok(index) = names.binary_search_by_key(&ty.name, |(offset, _)| *offset) {
+                types.named.push((types.at.len() as u32, names[index].1));
+            }
             at += 12 + extra_bytes(&ty)?;
-            types.push(ty);
         }
         Ok(types)
+    }
+
+    /// The type whose first word is there.
+    fn at(&self, at: u32) -> Result<Type> {
+        let at = at as usize;
+        let info = word(self.types, at + 4)?;
+        Ok(Type {
+            at,
+            name: word(self.types, at)?,
+            kind: info >> 24 & 0x1f,
+            vlen: (info & 0xffff) as usize,
+            size_or_type: word(self.types, at + 8)?,
+        })
+    }
+
+    fn resolve(&self, types: &Types<'_>, id: u32) -> Option<Type> {
+        let at = types.at.get((id as usize).checked_sub(1)?)?;
+        self.at(*at).ok()
     }
 
     fn name(&self, offset: u32) -> Option<&'a str> {
@@ -219,7 +258,7 @@ impl<'a> Table<'a> {
     }
 
     /// The members of a struct; those of anonymous members count as its own.
-    fn members(&self, types: &[Type], of: &Type) -> Result<HashMap<String, (u64, String)>> {
+    fn members(&self, types: &Types<'_>, of: &Type) -> Result<HashMap<String, (u64, String)>> {
         let mut members = HashMap::new();
         // With a bitfield the offset's upper byte is its width.
         let flagged = word(self.types, of.at + 4)? >> 31 != 0;
@@ -228,12 +267,12 @@ impl<'a> Table<'a> {
             let name = self.name(word(self.types, at)?).unwrap_or_default();
             let bits = word(self.types, at + 8)?;
             let offset = u64::from(if flagged { bits & 0xff_ffff } else { bits }) / 8;
-            let ty = resolve(types, word(self.types, at + 4)?);
+            let ty = self.resolve(types, word(self.types, at + 4)?);
             match ty {
                 Some(inner)
                     if name.is_empty() && matches!(inner.kind, kind::STRUCT | kind::UNION) =>
                 {
-                    for (name, (inside, of)) in self.members(types, inner)? {
+                    for (name, (inside, of)) in self.members(types, &inner)? {
                         members.insert(name, (offset + inside, of));
                     }
                 }

@@ -12,7 +12,7 @@ pub mod btf;
 pub mod symbols;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs;
+use std::{fs, thread};
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::acquire;
@@ -141,17 +141,17 @@ pub struct Addresses {
 impl Facts {
     /// Gathers the facts of the running kernel.
     pub fn gather() -> Result<(Self, Addresses)> {
-        let btf_bytes = fs::read(btf::PATH).ok();
-        let wanted_types = wanted_types();
-        let names: HashSet<&str> = wanted_types.iter().map(String::as_str).collect();
-        let btf = match &btf_bytes {
-            Some(bytes) => Btf::parse(bytes, &names)
-                .with_context(|| format!("failed to read the kernel's types from {}", btf::PATH))?,
-            None => Btf::default(),
-        };
-        let symbols = Symbols::read(&wanted_symbols())?;
-        let facts = Self::from_sources(&btf, btf_bytes.is_some(), &symbols)?;
-        let types = btf_bytes.is_some().then(|| btf.for_attaching());
+        // The kernel takes long to list its symbols, so its types are read meanwhile.
+        let (types, symbols) = thread::scope(|scope| {
+            let types = scope.spawn(read_types);
+            let symbols = Symbols::read(&wanted_symbols());
+            (types.join().expect("reading types does not panic"), symbols)
+        });
+        let (types, symbols) = (types?, symbols?);
+        let has_btf = types.is_some();
+        let btf = types.unwrap_or_default();
+        let facts = Self::from_sources(&btf, has_btf, &symbols)?;
+        let types = has_btf.then(|| btf.for_attaching());
         let addresses = Addresses::find(&facts, &symbols, types);
         let spinlocks = spinlocks(&btf, &symbols);
         Ok((Self { spinlocks, ..facts }, addresses))
@@ -216,6 +216,18 @@ impl Facts {
     }
 }
 
+/// The types that are wanted, where the kernel shows its types.
+fn read_types() -> Result<Option<Btf>> {
+    let Ok(bytes) = fs::read(btf::PATH) else {
+        return Ok(None);
+    };
+    let wanted = wanted_types();
+    let names = wanted.iter().map(String::as_str).collect();
+    let btf = Btf::parse(&bytes, &names)
+        .with_context(|| format!("failed to read the kernel's types from {}", btf::PATH))?;
+    Ok(Some(btf))
+}
+
 /// A named group of kernels; a label for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -268,16 +280,16 @@ impl Addresses {
 
 /// Base and number of the nodes: `vmap_nodes` is a pointer, `nr_vmap_nodes` an int.
 fn nodes(symbols: &Symbols, anchor: Option<u64>) -> Option<(u64, u64)> {
-    let mut addresses = [0; bpf::WORDS];
-    for (address, name) in addresses.iter_mut().zip(NODE_VARIABLES) {
-        *address = symbols.address(name, anchor)?;
-    }
-    let words = bpf::peek(addresses)
-        .inspect_err(|error| log::debug!("{error:#}"))
-        .ok()?;
-    let [base, count, ..] = words;
-    let count = count & 0xffff_ffff;
+    let [base, count] = NODE_VARIABLES.map(|name| peek(symbols.address(name, anchor)?));
+    let (base, count) = (base?, count? & 0xffff_ffff);
     (base != 0 && (1..=128).contains(&count)).then_some((base, count))
+}
+
+/// A word of kernel memory; why it can't be read is for whoever asked for diagnostics.
+fn peek(address: u64) -> Option<u64> {
+    bpf::peek(address)
+        .inspect_err(|error| log::debug!("{error:#}"))
+        .ok()
 }
 
 /// Which slow path spinlocks have: a static key says test-and-set, `pv_ops` says paravirtual.
@@ -288,14 +300,12 @@ fn spinlocks(btf: &Btf, symbols: &Symbols) -> String {
             .map(|(offset, _)| *offset)
     };
     let read = || {
-        let mut addresses = [0; bpf::WORDS];
-        addresses[0] = symbols.address(TEST_AND_SET_KEY, None)?;
         let pv_ops = symbols.address(PV_OPS, None)?;
-        addresses[1] = pv_ops
+        let slow_path = pv_ops
             + member("paravirt_patch_template", "lock")?
             + member("pv_lock_ops", "queued_spin_lock_slowpath")?;
-        let [key, slow_path, ..] = bpf::peek(addresses).ok()?;
-        Some((key & 0xffff_ffff, slow_path))
+        let key = peek(symbols.address(TEST_AND_SET_KEY, None)?)?;
+        Some((key & 0xffff_ffff, peek(slow_path)?))
     };
     match read() {
         Some((_, slow_path)) if symbols.address(PV_SLOW_PATH, None) == Some(slow_path) => "pv",

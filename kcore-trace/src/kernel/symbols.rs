@@ -1,9 +1,11 @@
 //! Addresses and text ranges from /proc/kallsyms.
 //!
-//! In: its text. Out: [`Symbols`], for the names that are wanted and for the ranges of functions.
+//! In: its lines. Out: [`Symbols`], for the names that are wanted and for the ranges of functions.
 //! Invariant: these addresses stay in the process; facts and recordings get names only.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 
 use anyhow::{Context as _, Result};
 
@@ -29,41 +31,48 @@ pub struct Symbols {
 impl Symbols {
     /// Reads the running kernel's.
     pub fn read(wanted: &HashSet<&str>) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(PATH).with_context(|| format!("failed to read {PATH}"))?;
-        Ok(Self::parse(&text, wanted))
+        // The kernel makes the lines as they are read, a buffer at a time.
+        const BUFFER: usize = 1 << 18;
+        let lines = File::open(PATH).map(|file| BufReader::with_capacity(BUFFER, file));
+        lines
+            .and_then(|lines| Self::parse(lines, wanted))
+            .with_context(|| format!("failed to read {PATH}"))
     }
 
     /// Reads lines of `address type name [module]`. A name that GCC gave a suffix (`.part.0`,
     /// `.isra.0`, `.cold`) is kept under its whole name and counts as text of its plain name.
-    pub fn parse(text: &str, wanted: &HashSet<&str>) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// Those of `lines`.
+    pub fn parse(mut lines: impl BufRead, wanted: &HashSet<&str>) -> io::Result<Self> {
+        let wanted: HashSet<&[u8]> = wanted.iter().map(|name| name.as_bytes()).collect();
+        let longest = wanted.iter().map(|name| name.len()).max().unwrap_or(0);
         let mut symbols = Self::default();
-        for line in text.lines() {
-            // Modules and BPF programs have a fourth column.
-            let mut columns = line.split_ascii_whitespace();
-            let (Some(address), Some(_), Some(name), None) = (
-                columns.next(),
-                columns.next(),
-                columns.next(),
-                columns.next(),
-            ) else {
-                continue;
-            };
-            let Ok(address) = u64::from_str_radix(address, 16) else {
-                continue;
-            };
-            symbols.sorted.push(address);
-            if wanted.contains(plain(name)) {
-                symbols
-                    .addresses
-                    .entry(name.to_owned())
-                    .or_default()
-                    .push(address);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? != 0 {
+            match Line::parse(&line) {
+                // Modules and BPF programs stand behind the core kernel.
+                Some(Line { module: true, .. }) => break,
+                Some(Line { address, name, .. }) => {
+                    symbols.sorted.push(address);
+                    let plain = plain(name);
+                    if plain.len() <= longest && wanted.contains(plain) {
+                        symbols.add(name, address);
+                    }
+                }
+                None => {}
             }
+            line.clear();
         }
         symbols.sorted.sort_unstable();
         symbols.sorted.dedup();
-        symbols
+        Ok(symbols)
+    }
+
+    fn add(&mut self, name: &[u8], address: u64) {
+        let name = String::from_utf8_lossy(name).into_owned();
+        self.addresses.entry(name).or_default().push(address);
     }
 
     /// Whether the kernel hides all addresses from us: it then shows zeros.
@@ -93,7 +102,7 @@ impl Symbols {
         let mut names: Vec<_> = self
             .addresses
             .keys()
-            .filter(|key| plain(key) == name)
+            .filter(|key| plain(key.as_bytes()) == name.as_bytes())
             .collect();
         names.sort();
         let addresses = names
@@ -113,8 +122,36 @@ impl Symbols {
     }
 }
 
-fn plain(name: &str) -> &str {
-    name.split_once('.').map_or(name, |(plain, _)| plain)
+/// One line, as far as it is of use.
+struct Line<'a> {
+    address: u64,
+    name: &'a [u8],
+    module: bool,
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut columns = line.trim_ascii_end().splitn(3, |&byte| byte == b' ');
+        let address = hexadecimal(columns.next()?)?;
+        let (_letter, rest) = (columns.next()?, columns.next()?);
+        let end = memchr::memchr(b'\t', rest);
+        Some(Self {
+            address,
+            name: &rest[..end.unwrap_or(rest.len())],
+            module: end.is_some(),
+        })
+    }
+}
+
+fn hexadecimal(digits: &[u8]) -> Option<u64> {
+    let digit = |byte: &u8| (*byte as char).to_digit(16);
+    digits.iter().try_fold(0u64, |number, byte| {
+        Some(number << 4 | u64::from(digit(byte)?))
+    })
+}
+
+fn plain(name: &[u8]) -> &[u8] {
+    memchr::memchr(b'.', name).map_or(name, |end| &name[..end])
 }
 
 #[cfg(test)]
@@ -129,14 +166,12 @@ ffffffff81002100 t alloc_vmap_area
 ffffffff81002300 t vfree.part.0
 ffffffff81002400 T vfree
 ffffffff81002500 T after
-ffffffffc0000000 t vfree [module]
+ffffffffc0000000 t vfree	[module]
 ";
 
     fn symbols() -> Symbols {
-        Symbols::parse(
-            TEXT,
-            &HashSet::from(["s_start", "alloc_vmap_area", "vfree"]),
-        )
+        let wanted = HashSet::from(["s_start", "alloc_vmap_area", "vfree"]);
+        Symbols::parse(TEXT.as_bytes(), &wanted).unwrap()
     }
 
     #[test]
@@ -172,7 +207,12 @@ ffffffffc0000000 t vfree [module]
 
     #[test]
     fn zeros_mean_that_addresses_are_hidden() {
-        assert!(Symbols::parse("0000000000000000 T vfree\n", &HashSet::new()).are_hidden());
+        let zeros = b"0000000000000000 T vfree\n";
+        assert!(
+            Symbols::parse(&zeros[..], &HashSet::new())
+                .unwrap()
+                .are_hidden()
+        );
         assert!(!symbols().are_hidden());
     }
 }

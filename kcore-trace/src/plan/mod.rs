@@ -455,7 +455,10 @@ impl Draft<'_> {
             return;
         }
         for op in probes::OPS {
-            self.pair(op.symbols, op.stem, op.op.name());
+            let passed = |symbol: &str| self.hookable(symbol).is_ok();
+            if !op.unless.is_some_and(passed) {
+                self.pair(op.symbols, op.stem, op.op.name());
+            }
         }
         if !self.has_op(Op::Vmallocinfo) {
             self.sequence();

@@ -11,9 +11,9 @@ use serde_json::Value;
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report, load};
 
-const FENTRY: &[&str] = &["--hooks", "fentry"];
+const FENTRY: &[&str] = &["--hooks", "fentry", "-v"];
 /// With diagnostics on, so that what is compiled out otherwise is verified too.
-const KPROBE: &[&str] = &["--hooks", "kprobe", "-v"];
+const KPROBE: &[&str] = &["--hooks", "kprobe", "-vv"];
 const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended"];
 const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended"];
 const TRACEPOINT: &[&str] = &["--hooks", "tracepoint"];

@@ -1,0 +1,335 @@
+//! The counters of the programs, as userspace sees them.
+//!
+//! In: the maps of a loaded object. Out: sums over all CPUs. Counters and what tasks are doing are
+//! mapped into our memory, so that reading them is no system call; a histogram is read for all CPUs
+//! in one. Nothing is ever reset, but for extremes, once.
+//!
+//! Invariant: the programs go on counting while this reads; each counter is read whole, and two of
+//! them may be of different moments.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::ptr::{NonNull, null_mut, read_volatile, write_volatile};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{Array, Map};
+use aya_obj::generated::bpf_cmd;
+use kcore_trace_ebpf::bucket;
+use kcore_trace_ebpf::layout::{
+    CellCounters, CpuCounters, Durations, Histogram, HistogramOf, OpCounters, Slot, miss, series,
+    state,
+};
+use kcore_trace_ebpf::words::{Op, cell};
+
+use crate::syscall;
+
+/// What was counted until some moment, on all CPUs.
+pub struct Counters {
+    cpus: Mapped<CpuCounters>,
+    tasks: Mapped<Slot>,
+    histograms: Histograms,
+    /// Which histogram each series has, plus one, as the kernel's side sees it.
+    numbers: HistogramOf,
+}
+
+/// A value of the contract, for writing a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Numbers(HistogramOf);
+
+// SAFETY: an array of integers.
+unsafe impl aya::Pod for Numbers {}
+
+impl Counters {
+    /// Those of an object, which has to outlive them.
+    pub fn new(object: &Ebpf) -> Result<Self> {
+        let cpus = Mapped::new(object, "COUNTERS").context("failed to map the counters")?;
+        let tasks = Mapped::new(object, "TASKS").context("failed to map what tasks are doing")?;
+        let count = cpus.len();
+        Ok(Self {
+            cpus,
+            tasks,
+            histograms: Histograms::new(object, count)?,
+            numbers: [0; series::COUNT],
+        })
+    }
+
+    /// The sum of a cell. Extremes are those since the beginning.
+    pub fn cell(&self, index: usize) -> CellCounters {
+        let mut sum = CellCounters::default();
+        for cpu in self.cpus.iter() {
+            // SAFETY: a value of the map, plain integers.
+            let cpu = unsafe { read_volatile(&raw const (*cpu).cells[index]) };
+            sum.acquisitions += cpu.acquisitions;
+            sum.contended += cpu.contended;
+            sum.aborted += cpu.aborted;
+            sum.aborted_wait_ns += cpu.aborted_wait_ns;
+            sum.try_failed += cpu.try_failed;
+            sum.releases += cpu.releases;
+            add_durations(&mut sum.wait, &cpu.wait);
+            add_durations(&mut sum.hold, &cpu.hold);
+        }
+        sum
+    }
+
+    /// The sum of an op.
+    pub fn op(&self, op: Op) -> OpCounters {
+        let mut sum = OpCounters::default();
+        for cpu in self.cpus.iter() {
+            // SAFETY: as above.
+            let cpu = unsafe { read_volatile(&raw const (*cpu).ops[op.index()]) };
+            sum.count += cpu.count;
+            add_durations(&mut sum.latency, &cpu.latency);
+        }
+        sum
+    }
+
+    /// The sums of what could not be counted as it should, by reason.
+    pub fn misses(&self) -> [u64; miss::COUNT as usize] {
+        let mut sums = [0; miss::COUNT as usize];
+        for cpu in self.cpus.iter() {
+            // SAFETY: as above.
+            let cpu = unsafe { read_volatile(&raw const (*cpu).misses) };
+            for (sum, cpu) in sums.iter_mut().zip(cpu) {
+                *sum += cpu;
+            }
+        }
+        sums
+    }
+
+    /// Sets all extremes back: nothing can be subtracted from them. A sample that a program is just
+    /// writing may be lost with them.
+    pub fn forget_extremes(&self) {
+        for cpu in self.cpus.iter() {
+            for index in 0..cell::COUNT {
+                // SAFETY: a value of the map.
+                unsafe {
+                    let cell = &raw mut (*cpu).cells[index];
+                    forget(&raw mut (*cell).wait);
+                    forget(&raw mut (*cell).hold);
+                }
+            }
+            for index in 0..Op::COUNT {
+                // SAFETY: as above.
+                unsafe { forget(&raw mut (*cpu).ops[index].latency) };
+            }
+        }
+    }
+
+    /// Waits and holds that are going on.
+    pub fn in_flight(&self) -> (u64, u64) {
+        let (mut waits, mut holds) = (0, 0);
+        for slot in self.tasks.iter() {
+            // SAFETY: a value of the map, plain integers.
+            let in_use = unsafe { read_volatile(&raw const (*slot).in_use) };
+            if in_use == 0 {
+                continue;
+            }
+            // SAFETY: as above.
+            let slot = unsafe { read_volatile(slot) };
+            for held in slot.held {
+                match held.state {
+                    state::WAITING | state::TRYING_WAITING => waits += 1,
+                    state::HELD => holds += 1,
+                    _ => {}
+                }
+            }
+        }
+        (waits, holds)
+    }
+
+    /// Gives histograms to series, as long as there are some.
+    pub fn hand_out(&mut self, object: &mut Ebpf, wanted: &[usize]) -> Result<()> {
+        let mut next = self.numbers.iter().max().copied().unwrap_or(0);
+        let before = next;
+        for &series in wanted {
+            if self.numbers[series] == 0 && next < self.histograms.count() {
+                next += 1;
+                self.numbers[series] = next;
+            }
+        }
+        if next == before {
+            return Ok(());
+        }
+        let map = object.map_mut("HIST_OF").context("no map `HIST_OF`")?;
+        let mut map: Array<_, Numbers> = Array::try_from(map)?;
+        map.set(0, Numbers(self.numbers), 0)
+            .context("failed to hand out histograms")
+    }
+
+    /// Whether a series has a histogram.
+    pub fn has_histogram(&self, series: usize) -> bool {
+        self.numbers[series] != 0
+    }
+
+    /// The buckets of a series, summed over all CPUs, wrapping; nothing if it has no histogram.
+    pub fn buckets(&mut self, series: usize) -> Result<Option<Box<Histogram>>> {
+        match self.numbers[series] {
+            0 => Ok(None),
+            number => self.histograms.sum(number - 1).map(Some),
+        }
+    }
+}
+
+/// The pool of histograms: those of one number for all CPUs stand together.
+struct Histograms {
+    map: std::os::fd::OwnedFd,
+    cpus: usize,
+    count: u32,
+    /// One number for all CPUs, as it was read last.
+    read: Vec<Histogram>,
+}
+
+impl Histograms {
+    fn new(object: &Ebpf, cpus: usize) -> Result<Self> {
+        let (fd, elements) = array(object, "HISTS")?;
+        let map = fd.try_clone_to_owned();
+        Ok(Self {
+            map: map.context("failed to keep the map of histograms")?,
+            cpus,
+            count: elements / cpus as u32,
+            read: vec![[0; bucket::COUNT]; cpus],
+        })
+    }
+
+    fn count(&self) -> u32 {
+        self.count
+    }
+
+    fn sum(&mut self, number: u32) -> Result<Box<Histogram>> {
+        self.read(number).context("failed to read a histogram")?;
+        let mut sum = Box::new([0u32; bucket::COUNT]);
+        for cpu in &self.read {
+            for (sum, bucket) in sum.iter_mut().zip(cpu) {
+                *sum = sum.wrapping_add(*bucket);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// One system call for all CPUs (`BPF_MAP_LOOKUP_BATCH`, for arrays from 5.6 on).
+    fn read(&mut self, number: u32) -> io::Result<()> {
+        let mut done = 0;
+        // The batch begins behind the index that it is given.
+        let mut behind = (number * self.cpus as u32).checked_sub(1);
+        let mut keys = vec![0u32; self.cpus];
+        while done < self.cpus {
+            let mut out = 0u32;
+            let mut attr = syscall::attributes();
+            attr.batch.in_batch = behind
+                .as_ref()
+                .map_or(0, |behind| &raw const *behind as u64);
+            attr.batch.out_batch = &raw mut out as u64;
+            attr.batch.keys = keys.as_mut_ptr() as u64;
+            attr.batch.values = self.read[done..].as_mut_ptr() as u64;
+            attr.batch.count = (self.cpus - done) as u32;
+            attr.batch.map_fd = self.map.as_raw_fd() as u32;
+            // SAFETY: keys and values have room for as many as are asked for.
+            let result = unsafe { syscall::bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+            // SAFETY: the kernel has written how many it read.
+            let read = unsafe { attr.batch.count } as usize;
+            done += read;
+            behind = Some(out);
+            match result {
+                // The end of the map.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done == self.cpus => {}
+                Err(error) => return Err(error),
+                Ok(_) if read == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Values of the contract that are integers only: any bytes are one.
+///
+/// # Safety
+///
+/// The type is `repr(C)` and made of integers.
+unsafe trait Plain {}
+
+// SAFETY: integers only.
+unsafe impl Plain for CpuCounters {}
+// SAFETY: integers only.
+unsafe impl Plain for Slot {}
+
+/// An array of the kernel in our own memory.
+struct Mapped<T> {
+    first: NonNull<T>,
+    len: usize,
+    values: PhantomData<T>,
+}
+
+impl<T: Plain> Mapped<T> {
+    fn new(object: &Ebpf, name: &str) -> Result<Self> {
+        let (fd, elements) = array(object, name)?;
+        let len = elements as usize;
+        // SAFETY: a new mapping; the kernel checks its length against that of the map.
+        let first = unsafe {
+            libc::mmap(
+                null_mut(),
+                len * size_of::<T>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if first == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error().into());
+        }
+        let first = NonNull::new(first.cast()).context("mapped to zero")?;
+        Ok(Self {
+            first,
+            len,
+            values: PhantomData,
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Pointers to the values, which the kernel goes on writing.
+    fn iter(&self) -> impl Iterator<Item = *mut T> {
+        // SAFETY: inside the mapping.
+        (0..self.len).map(|index| unsafe { self.first.as_ptr().add(index) })
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing refers to any more.
+        unsafe { libc::munmap(self.first.as_ptr().cast(), self.len * size_of::<T>()) };
+    }
+}
+
+/// The descriptor of an array and its number of elements.
+fn array<'a>(object: &'a Ebpf, name: &str) -> Result<(BorrowedFd<'a>, u32)> {
+    let Some(Map::Array(map)) = object.map(name) else {
+        anyhow::bail!("the object has no array `{name}`");
+    };
+    let elements = map.info().map(|info| info.max_entries());
+    let elements = elements.with_context(|| format!("failed to ask for the size of `{name}`"))?;
+    Ok((map.fd().as_fd(), elements))
+}
+
+fn add_durations(sum: &mut Durations, cpu: &Durations) {
+    sum.sum_ns = sum.sum_ns.wrapping_add(cpu.sum_ns);
+    sum.inverted_min_ns = sum.inverted_min_ns.max(cpu.inverted_min_ns);
+    sum.max_ns = sum.max_ns.max(cpu.max_ns);
+}
+
+/// # Safety
+///
+/// `durations` points into a map.
+unsafe fn forget(durations: *mut Durations) {
+    // SAFETY: the caller says that it is valid; a field is written whole.
+    unsafe {
+        write_volatile(&raw mut (*durations).inverted_min_ns, 0);
+        write_volatile(&raw mut (*durations).max_ns, 0);
+    }
+}
