@@ -1,8 +1,8 @@
 //! A guest that compares: it follows a script of workloads instead of running cases.
 //!
 //! In: `/lab.json`, as `xtask/src/lab/workloads.rs` writes it. Out: for each step a line on the
-//! console as for a case, and as artefacts its recording, if it is recorded, what the
-//! kernel said meanwhile, and what it counted of the work of a module.
+//! console as for a case, and as artefacts its recording, if it is recorded, or what another tool
+//! around it said, what the kernel said meanwhile, and what it counted of the work of a module.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -10,6 +10,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
+use crate::bench::clock;
 use crate::guest::{self, Guest, Outcome};
 use crate::{load, tool};
 
@@ -31,29 +32,52 @@ pub(crate) struct Step {
     /// Arguments of `kcore-trace stress`, where no module is named.
     #[serde(default)]
     stress: Vec<String>,
+    /// What is run around the work in place of a recorder: its words come before those of the
+    /// work.
+    #[serde(default)]
+    around: Vec<String>,
+    /// Whether it takes the work as one word.
+    #[serde(default)]
+    as_one_word: bool,
+    /// Whether the step says when it and its work began and when the work ended.
+    #[serde(default)]
+    clocked: bool,
 }
 
-/// The steps for a guest with so many CPUs.
-pub(crate) fn read(cpus: usize) -> Result<Vec<Step>> {
+/// Where the clock around the work leaves its times.
+const CLOCK: &str = "/tmp/clock";
+
+/// The steps for a guest with so many CPUs; one of them only, if it is named.
+pub(crate) fn read(cpus: usize, only: &str) -> Result<Vec<Step>> {
     let text = std::fs::read(PATH).with_context(|| format!("failed to read {PATH}"))?;
     let mut steps: Vec<Step> =
         serde_json::from_slice(&text).with_context(|| format!("{PATH} is no script"))?;
-    steps.retain(|step| step.cpus == cpus);
+    steps.retain(|step| step.cpus == cpus && (only.is_empty() || step.name == only));
     Ok(steps)
 }
 
 impl Step {
     pub(crate) fn run(&self, guest: &mut Guest) -> Result<Outcome> {
-        let Some(work) = self.work(guest)? else {
+        let Some(mut work) = self.work(guest)? else {
             return Ok(Outcome::Skipped(
                 "this kernel was not built with the module".into(),
             ));
         };
+        if self.clocked {
+            let clock = [tool::EXE, clock::NAME, CLOCK, "--"].map(str::to_owned);
+            work.splice(..0, clock);
+        }
         kernel_log()?;
+        let began = clock::now();
         let done = match &self.level {
             Some(level) => self.recorded(guest, level, &work),
-            None => bare(&work),
+            None => self.watched(guest, work),
         };
+        if let Ok(times) = std::fs::read_to_string(CLOCK) {
+            let times = format!("{} {times}", began.as_nanos());
+            guest.artefact(&format!("{}.clock", self.name), times.as_bytes())?;
+            std::fs::remove_file(CLOCK)?;
+        }
         // What the kernel said matters most when the work failed.
         let log = kernel_log()?;
         guest.artefact(&format!("{}.log", self.name), &log)?;
@@ -96,14 +120,26 @@ impl Step {
         ensure!(output.status.success(), "{}", tool::complaint(&output));
         Ok(())
     }
-}
 
-fn bare(work: &[String]) -> Result<()> {
-    let (program, args) = work.split_first().context("an empty command")?;
-    let mut command = std::process::Command::new(program);
-    let output = command.args(args).stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "{}", tool::complaint(&output));
-    Ok(())
+    /// Runs the work alone, or in what is to be run around it.
+    fn watched(&self, guest: &mut Guest, work: Vec<String>) -> Result<()> {
+        let mut words = self.around.clone();
+        if self.as_one_word {
+            words.push(work.join(" "));
+        } else {
+            words.extend(work);
+        }
+        let (program, args) = words.split_first().context("an empty command")?;
+        let mut command = std::process::Command::new(program);
+        let output = command.args(args).stdin(Stdio::null()).output();
+        let output = output.with_context(|| format!("failed to start {program}"))?;
+        if !self.around.is_empty() {
+            let said = [output.stdout.as_slice(), &output.stderr].concat();
+            guest.artefact(&format!("{}.out", self.name), &said)?;
+        }
+        ensure!(output.status.success(), "{}", tool::complaint(&output));
+        Ok(())
+    }
 }
 
 /// What the kernel said since the last call.

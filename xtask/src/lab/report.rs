@@ -278,7 +278,7 @@ impl Results {
 }
 
 /// The cycles that `test_vmalloc` says its workers took, summed.
-fn cycles(log: &str) -> Option<f64> {
+pub(crate) fn cycles(log: &str) -> Option<f64> {
     let workers = log.lines().filter_map(|line| {
         let (_, rest) = line.split_once("All test took worker")?;
         let cycles = rest.split_once('=')?.1.split(' ').next()?;
