@@ -10,7 +10,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use crate::bench::clock;
+use crate::bench::rounds;
 use crate::guest::{self, Guest, Outcome};
 use crate::{load, tool};
 
@@ -39,12 +39,15 @@ pub(crate) struct Step {
     /// Whether it takes the work as one word.
     #[serde(default)]
     as_one_word: bool,
-    /// Whether the step says when it and its work began and when the work ended.
+    /// Arguments of `kcore-trace record` beside the level.
     #[serde(default)]
-    clocked: bool,
+    record: Vec<String>,
+    /// How often the work is done, where it is measured: the step then says when it began, and
+    /// when each round began and ended.
+    rounds: Option<u32>,
 }
 
-/// Where the clock around the work leaves its times.
+/// Where the times of the rounds are left.
 const CLOCK: &str = "/tmp/clock";
 
 /// The steps for a guest with so many CPUs; one of them only, if it is named.
@@ -63,18 +66,20 @@ impl Step {
                 "this kernel was not built with the module".into(),
             ));
         };
-        if self.clocked {
-            let clock = [tool::EXE, clock::NAME, CLOCK, "--"].map(str::to_owned);
-            work.splice(..0, clock);
+        if let Some(rounds) = self.rounds {
+            rounds::settle()?;
+            let count = rounds.to_string();
+            let clock = [tool::EXE, rounds::NAME, CLOCK, &count, "--"];
+            work.splice(..0, clock.map(str::to_owned));
         }
         kernel_log()?;
-        let began = clock::now();
+        let began = rounds::now();
         let done = match &self.level {
             Some(level) => self.recorded(guest, level, &work),
             None => self.watched(guest, work),
         };
         if let Ok(times) = std::fs::read_to_string(CLOCK) {
-            let times = format!("{} {times}", began.as_nanos());
+            let times = format!("{}\n{times}", began.as_nanos());
             guest.artefact(&format!("{}.clock", self.name), times.as_bytes())?;
             std::fs::remove_file(CLOCK)?;
         }
@@ -109,7 +114,9 @@ impl Step {
     fn recorded(&self, guest: &mut Guest, level: &str, work: &[String]) -> Result<()> {
         let path = tool::fresh(&self.name);
         let file = path.to_str().context("a path that is not UTF-8")?;
-        let mut args = vec!["record", "-o", file, "--level", level, "--"];
+        let mut args = vec!["record", "-o", file, "--level", level];
+        args.extend(self.record.iter().map(String::as_str));
+        args.push("--");
         args.extend(work.iter().map(String::as_str));
         let output = tool::run(&args)?;
         println!("{}", tool::complaint(&output));

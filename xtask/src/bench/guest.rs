@@ -112,16 +112,17 @@ impl Bench<'_> {
         let console = fs::read(folder.join("console"))?;
         let report = Report::from_console(&String::from_utf8_lossy(&console));
         let reason = trouble(&ending, &report, seconds);
-        let (per_op, reason) = match reason {
-            Some(reason) => (None, Some(reason)),
-            None => match sent.per_op(boot.has_module()) {
-                Some(per_op) => (Some(per_op), None),
-                None => (None, Some("the guest sent no measurement".to_owned())),
-            },
+        let rounds = sent.rounds(boot.has_module());
+        let middle = reason.is_none().then(|| middle(rounds)).flatten();
+        let silent = || {
+            middle
+                .is_none()
+                .then(|| "the guest sent no measurement".to_owned())
         };
         Ok(Measured {
-            per_op,
-            reason,
+            per_op: middle.map(|(median, _)| median),
+            spread: middle.map(|(_, spread)| spread),
+            reason: reason.or_else(silent),
             note: None,
             seconds,
         })
@@ -174,22 +175,48 @@ impl Sent {
         Ok(sent)
     }
 
-    /// Instructions an op: cycles by the kernel's own test, nanoseconds by the clock around the
-    /// load where there is no such test.
-    fn per_op(&self, has_module: bool) -> Option<f64> {
-        if has_module {
-            return Some(report::cycles(&self.log)? / f64::from(rows::LOOPS));
-        }
-        let [_, began, ended] = times(&self.clock)?;
-        Some((ended - began) / f64::from(rows::OPS))
+    /// Instructions an op in each round: cycles by the kernel's own test, nanoseconds by the clock
+    /// around the load where there is no such test.
+    fn rounds(&self, has_module: bool) -> Vec<f64> {
+        let (rounds, ops) = if has_module {
+            (report::cycles_of_workers(&self.log), rows::LOOPS)
+        } else {
+            let times = Times::read(&self.clock).map(|times| times.rounds);
+            (times.unwrap_or_default(), rows::OPS)
+        };
+        rounds.iter().map(|round| round / f64::from(ops)).collect()
     }
 }
 
-/// When the step and its work began, and when the work ended, in nanoseconds.
-fn times(clock: &str) -> Option<[f64; 3]> {
-    let numbers = clock.split_ascii_whitespace().map(str::parse);
-    let numbers: Vec<f64> = numbers.collect::<Result<_, _>>().ok()?;
-    numbers.try_into().ok()
+/// The clock around a load, in nanoseconds.
+struct Times {
+    rounds: Vec<f64>,
+}
+
+impl Times {
+    fn read(clock: &str) -> Option<Self> {
+        let mut lines = clock.lines();
+        lines.next()?;
+        let rounds = lines.map(|line| {
+            let (began, ended) = line.split_once(' ')?;
+            Some(ended.parse::<f64>().ok()? - began.parse::<f64>().ok()?)
+        });
+        Some(Self {
+            rounds: rounds.collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// The middle of some numbers, and half of what lies between their quartiles.
+fn middle(mut values: Vec<f64>) -> Option<(f64, f64)> {
+    values.sort_by(f64::total_cmp);
+    let at = |part: f64| {
+        let index = part * (values.len().checked_sub(1)?) as f64;
+        let below = values[index as usize];
+        let above = values[(index.ceil()) as usize];
+        Some(below + (above - below) * index.fract())
+    };
+    Some((at(0.5)?, (at(0.75)? - at(0.25)?) / 2.0))
 }
 
 #[cfg(test)]
@@ -199,22 +226,25 @@ mod tests {
     #[test]
     fn cycles_of_the_kernels_test_are_spread_over_its_loops() {
         let sent = Sent {
-            log: "test_vmalloc: All test took worker0=376475327 cycles\n".into(),
-            clock: "0 1 2".into(),
+            log: "test_vmalloc: All test took worker0=4200000 cycles\n".into(),
+            clock: "0\n1 2\n".into(),
         };
-        assert_eq!(sent.per_op(true), Some(3764.75327));
+        assert_eq!(sent.rounds(true), [1000.0]);
     }
 
     #[test]
-    fn a_load_of_our_own_is_timed_from_its_start() {
+    fn a_load_of_our_own_is_timed_by_the_clock_around_it() {
         let sent = Sent {
             log: String::new(),
-            clock: "5 1000 40001000".into(),
+            clock: "5\n1000 4001000\n5000000 9000000\n".into(),
         };
-        assert_eq!(
-            sent.per_op(false),
-            Some(40_000_000.0 / f64::from(rows::OPS))
-        );
-        assert_eq!(sent.per_op(true), None);
+        assert_eq!(sent.rounds(false), [2000.0, 2000.0]);
+        assert!(sent.rounds(true).is_empty());
+    }
+
+    #[test]
+    fn one_strange_round_does_not_move_the_middle() {
+        assert_eq!(middle(vec![3.0, 1.0, 2.0, 900.0, 2.0]), Some((2.0, 0.5)));
+        assert_eq!(middle(vec![]), None);
     }
 }

@@ -17,8 +17,11 @@ use serde::{Deserialize, Serialize};
 /// What came of measuring a row on a kernel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// Instructions for each op, or nothing.
+    /// Instructions for each op in the middle one of the rounds, or nothing.
     pub(crate) per_op: Option<f64>,
+    /// Half of what lies between the quartiles of the rounds.
+    #[serde(default)]
+    pub(crate) spread: Option<f64>,
     /// Why there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) reason: Option<String>,
@@ -122,7 +125,10 @@ impl Progress {
         let each = self.began.elapsed().as_secs_f64() / done as f64;
         let left = Duration::from_secs((each * (self.total - done) as f64) as u64);
         let said = match (&measured.per_op, &measured.reason) {
-            (Some(per_op), _) => format!("{per_op:.1} instructions an op"),
+            (Some(per_op), _) => {
+                let spread = measured.spread.unwrap_or_default();
+                format!("{per_op:.1} ± {spread:.1} instructions an op")
+            }
             (None, reason) => reason.clone().unwrap_or_default(),
         };
         eprintln!(

@@ -5,12 +5,16 @@
 
 use serde_json::{Value, json};
 
-/// Loops of `fix_size_alloc_test`; each is one vmalloc and one vfree. So many that it matters
-/// little whether the last purge of lazily freed areas falls into them.
-pub(crate) const LOOPS: u32 = 100_000;
+/// How often the load is run in a boot, each time from another state of the kernel.
+pub(crate) const ROUNDS: u32 = 24;
 
-/// Ops of `kcore-trace stress`, where the kernel has no test module.
-pub(crate) const OPS: u32 = 20_000;
+/// Loops of `fix_size_alloc_test` in a round; each is one vmalloc and one vfree. The kernel purges
+/// lazily freed areas after 4096 of them, and loading the module did it before: each round has its
+/// purge. All rounds together are 100,000 loops.
+pub(crate) const LOOPS: u32 = 4200;
+
+/// Ops of `kcore-trace stress` in a round, where the kernel has no test module.
+pub(crate) const OPS: u32 = 2000;
 
 /// A way of watching.
 #[derive(Debug)]
@@ -29,8 +33,8 @@ pub(crate) struct Row {
 enum How {
     /// Nothing watches.
     Nothing,
-    /// The tool records.
-    Record,
+    /// The tool records, with these arguments.
+    Record(&'static [&'static str]),
     /// The guest's own binary, as this wrapper.
     Wrapper(&'static str),
 }
@@ -58,7 +62,7 @@ pub(crate) const BASE: &str = "none";
 /// The name of its repetition.
 pub(crate) const AGAIN: &str = "none-again";
 
-pub(crate) static ROWS: [Row; 6] = [
+pub(crate) static ROWS: [Row; 7] = [
     row(BASE, "nothing watches", None, How::Nothing),
     row(AGAIN, "the same once more", None, How::Nothing),
     row(
@@ -67,26 +71,37 @@ pub(crate) static ROWS: [Row; 6] = [
         CONTENDED,
         How::Wrapper("--bench-floor"),
     ),
-    row("contended", "kcore-trace record", CONTENDED, How::Record),
+    row(
+        "contended",
+        "kcore-trace record",
+        CONTENDED,
+        How::Record(&[]),
+    ),
     row(
         "floor-full",
         "empty programs on the hooks of level full",
         FULL,
         How::Wrapper("--bench-floor"),
     ),
-    row("full", "kcore-trace record", FULL, How::Record),
+    row("full", "kcore-trace record", FULL, How::Record(&[])),
+    row(
+        "full-unread",
+        "the same, and its counters are not read meanwhile",
+        FULL,
+        How::Record(&["--interval", "1h"]),
+    ),
 ];
 
 impl Row {
     /// The row with empty programs on the same hooks.
     pub(crate) fn floor(&self) -> Option<String> {
-        let level = self.level.filter(|_| matches!(self.how, How::Record))?;
+        let level = self.level.filter(|_| matches!(self.how, How::Record(_)))?;
         Some(format!("floor-{level}"))
     }
 
     /// The step of a guest's script that measures it.
     pub(crate) fn step(&self, name: &str, has_module: bool) -> Value {
-        let mut step = json!({ "name": name, "cpus": 1, "clocked": true });
+        let mut step = json!({ "name": name, "cpus": 1, "rounds": ROUNDS });
         if has_module {
             step["module"] = json!("test_vmalloc");
             step["parameters"] = json!([
@@ -100,7 +115,10 @@ impl Row {
         }
         match self.how {
             How::Nothing => (),
-            How::Record => step["level"] = json!(self.level),
+            How::Record(arguments) => {
+                step["level"] = json!(self.level);
+                step["record"] = json!(arguments);
+            }
             How::Wrapper(wrapper) => {
                 let level = self.level.unwrap_or_default();
                 step["around"] = json!(["/proc/self/exe", wrapper, level, "--"]);

@@ -1,6 +1,7 @@
 //! Programs that only return, and how they are attached.
 //!
-//! In: functions and tracepoints by name. Out: descriptors that detach when they are closed. Bare
+//! In: functions and tracepoints by name. Out: descriptors that detach when they are closed, and
+//! plain maps. Bare
 //! system calls, because what is measured is the kernel's part and nothing else.
 
 use std::collections::HashSet;
@@ -14,6 +15,7 @@ use aya_obj::generated::{
     PERF_EVENT_IOC_ENABLE, PERF_EVENT_IOC_SET_BPF, PERF_FLAG_FD_CLOEXEC, bpf_attach_type,
     bpf_attach_type::{BPF_TRACE_FENTRY, BPF_TRACE_FEXIT, BPF_TRACE_RAW_TP},
     bpf_attr, bpf_cmd, bpf_insn,
+    bpf_map_type::BPF_MAP_TYPE_ARRAY,
     bpf_prog_type::{BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_TRACING},
     perf_event_attr,
 };
@@ -129,6 +131,20 @@ fn load(kind: u32, target: Option<(u32, u32)>) -> Result<OwnedFd> {
         args.attach_btf_id = id;
     }
     bpf(bpf_cmd::BPF_PROG_LOAD, &attr).context("failed to load")
+}
+
+/// Makes an array map of so many pages, which is a vmalloc above eight of them.
+pub(super) fn array_map(pages: u32) -> io::Result<OwnedFd> {
+    const PAGE: u32 = 4096;
+    // SAFETY: plain data, for which zero is a valid value.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    // SAFETY: the variant of BPF_MAP_CREATE is the one that is passed below.
+    let args = unsafe { &mut attr.__bindgen_anon_1 };
+    args.map_type = BPF_MAP_TYPE_ARRAY as u32;
+    args.key_size = size_of::<u32>() as u32;
+    args.value_size = PAGE;
+    args.max_entries = pages;
+    bpf(bpf_cmd::BPF_MAP_CREATE, &attr)
 }
 
 /// A call of bpf(2) that returns a descriptor.

@@ -13,7 +13,7 @@ use kcore_trace::probes::Attach;
 use super::Wrapped;
 use super::empty::{Attached, Empty};
 
-pub(crate) const NAME: &str = "--bench-floor";
+pub(super) const NAME: &str = "--bench-floor";
 
 pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
     let level = wrapped.argument(0)?;

@@ -1,12 +1,13 @@
 //! What the bench runs around a load, in a guest or on the machine's own kernel.
 //!
-//! Each is a wrapper `--bench-… ARGUMENTS -- COMMAND`: it makes ready, runs the command once, and
+//! Each is a wrapper `--bench-… ARGUMENTS -- COMMAND`: it makes ready, runs the command, and
 //! ends with its exit code, so that any of them can stand where `kcore-trace record --` stands.
-//! [`clock`] notes when its command ran, [`floor`] puts empty programs on the hooks of a plan.
+//! [`rounds`] runs its command several times and notes when, [`floor`] puts empty programs on the
+//! hooks of a plan.
 
-pub(crate) mod clock;
 mod empty;
-pub(crate) mod floor;
+mod floor;
+pub(crate) mod rounds;
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -17,8 +18,8 @@ use anyhow::{Context as _, Result};
 pub(crate) fn main(arguments: &[OsString]) -> Option<ExitCode> {
     let (name, rest) = arguments.split_first()?;
     let run = match name.to_str()? {
-        clock::NAME => clock::run,
         floor::NAME => floor::run,
+        rounds::NAME => rounds::run,
         _ => return None,
     };
     let outcome = Wrapped::parse(rest).and_then(|wrapped| run(&wrapped));
