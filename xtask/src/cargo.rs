@@ -51,7 +51,17 @@ pub(crate) fn check(places: &Places, tools: &Tools, subcommand: &str) -> Result<
 
 /// Builds the static binary of the VM tests and says where it is.
 pub(crate) fn guest_binary(places: &Places, tools: &Tools) -> Result<PathBuf> {
+    built_guest(places, tools, &[])
+}
+
+/// The same as users get the tool, for measuring what it takes.
+pub(crate) fn release_guest_binary(places: &Places, tools: &Tools) -> Result<PathBuf> {
+    built_guest(places, tools, &["--release"])
+}
+
+fn built_guest(places: &Places, tools: &Tools, profile: &[&str]) -> Result<PathBuf> {
     let mut cargo = check(places, tools, "test")?;
+    cargo.args(profile);
     cargo.args(["--no-run", "--test", GUEST_TEST]);
     cargo.args(["--message-format", "json-render-diagnostics"]);
     let output = cargo

@@ -2,9 +2,11 @@
 //!
 //! Owns the command line of the chores and nothing else: `setup` puts on
 //! this machine what a build and the VM lab need, `test` is the one test
-//! command, `demo` shows the tool on the running kernel, `lab` compares kernels. Each chore is a module
+//! command, `demo` shows the tool on the running kernel, `lab` compares kernels,
+//! `bench` measures what the tool costs. Each chore is a module
 //! with one `run`; errors come up here and are printed once.
 
+mod bench;
 mod cargo;
 mod command;
 mod debian;
@@ -44,6 +46,8 @@ enum Chore {
     /// Compare kernels that differ in the type of a lock
     #[command(subcommand)]
     Lab(lab::Chore),
+    /// Measure what the tool costs, beside its floor and beside other tools
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => test::run(&places, &options),
         Chore::Demo => demo::run(&places),
         Chore::Lab(chore) => lab::run(&places, chore),
+        Chore::Bench(options) => bench::run(&places, &options),
     });
     match outcome {
         Ok(code) => code,

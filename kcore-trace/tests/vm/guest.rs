@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{load, script};
+use crate::{bench, load, script};
 
 /// The first argument that makes this binary the command-line tool: a case runs
 /// `/proc/self/exe kcore-trace record …`.
@@ -76,6 +76,8 @@ pub(crate) struct Guest {
     variant: Option<(String, String)>,
     /// The second serial port; the machine's own kernel has none.
     artefacts: Option<File>,
+    /// The only step of the script to follow; all, if it is empty.
+    step: String,
 }
 
 impl Guest {
@@ -133,7 +135,7 @@ impl Guest {
 
     /// Follows the script in the initramfs, each step as if it were a case.
     fn follow_script(&mut self) {
-        match script::read(self.cpus()) {
+        match script::read(self.cpus(), &self.step) {
             Ok(steps) => {
                 for step in &steps {
                     println!("running {}, {:.1} s after boot", step.name, uptime_s());
@@ -249,6 +251,9 @@ static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 /// process number and the arguments ask for.
 pub(crate) fn main(cases: &[Case], tool: Tool) -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
+    if let Some(code) = bench::main(&arguments[1..]) {
+        return code;
+    }
     match arguments.get(1).and_then(|argument| argument.to_str()) {
         Some(TOOL) => tool(arguments[1..].to_vec()),
         _ if std::process::id() == 1 => as_init(cases),
@@ -321,6 +326,7 @@ fn start_guest() -> Result<Guest> {
         config: word("kcore_trace.config="),
         filter: word("kcore_trace.filter="),
         artefacts: Some(raw_serial("/dev/ttyS1")?),
+        step: word("kcore_trace.step="),
     })
 }
 
@@ -343,6 +349,7 @@ fn native(cases: &[Case], filter: String) -> ExitCode {
         filter,
         variant: None,
         artefacts: None,
+        step: String::new(),
     };
     if guest.run(cases, |case| case.needs.native) {
         ExitCode::SUCCESS

@@ -4,6 +4,7 @@
 //! A case states what must hold on kernels that can do a thing, and that the others say so.
 //! Guests are emulated, so counts and orders are asserted, never durations.
 
+mod bench;
 mod cases;
 mod guest;
 mod load;

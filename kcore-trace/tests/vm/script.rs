@@ -1,8 +1,8 @@
 //! A guest that compares: it follows a script of workloads instead of running cases.
 //!
 //! In: `/lab.json`, as `xtask/src/lab/workloads.rs` writes it. Out: for each step a line on the
-//! console as for a case, and as artefacts its recording, if it is recorded, what the
-//! kernel said meanwhile, and what it counted of the work of a module.
+//! console as for a case, and as artefacts its recording, if it is recorded, or what another tool
+//! around it said, what the kernel said meanwhile, and what it counted of the work of a module.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -10,6 +10,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
+use crate::bench::rounds;
 use crate::guest::{self, Guest, Outcome};
 use crate::{load, tool};
 
@@ -31,29 +32,57 @@ pub(crate) struct Step {
     /// Arguments of `kcore-trace stress`, where no module is named.
     #[serde(default)]
     stress: Vec<String>,
+    /// What is run around the work in place of a recorder: its words come before those of the
+    /// work.
+    #[serde(default)]
+    around: Vec<String>,
+    /// Whether it takes the work as one word.
+    #[serde(default)]
+    as_one_word: bool,
+    /// Arguments of `kcore-trace record` beside the level.
+    #[serde(default)]
+    record: Vec<String>,
+    /// How often the work is done, where it is measured: the step then says when it began, and
+    /// when each round began and ended.
+    rounds: Option<u32>,
 }
 
-/// The steps for a guest with so many CPUs.
-pub(crate) fn read(cpus: usize) -> Result<Vec<Step>> {
+/// Where the times of the rounds are left.
+const CLOCK: &str = "/tmp/clock";
+
+/// The steps for a guest with so many CPUs; one of them only, if it is named.
+pub(crate) fn read(cpus: usize, only: &str) -> Result<Vec<Step>> {
     let text = std::fs::read(PATH).with_context(|| format!("failed to read {PATH}"))?;
     let mut steps: Vec<Step> =
         serde_json::from_slice(&text).with_context(|| format!("{PATH} is no script"))?;
-    steps.retain(|step| step.cpus == cpus);
+    steps.retain(|step| step.cpus == cpus && (only.is_empty() || step.name == only));
     Ok(steps)
 }
 
 impl Step {
     pub(crate) fn run(&self, guest: &mut Guest) -> Result<Outcome> {
-        let Some(work) = self.work(guest)? else {
+        let Some(mut work) = self.work(guest)? else {
             return Ok(Outcome::Skipped(
                 "this kernel was not built with the module".into(),
             ));
         };
+        if let Some(rounds) = self.rounds {
+            rounds::settle()?;
+            let count = rounds.to_string();
+            let clock = [tool::EXE, rounds::NAME, CLOCK, &count, "--"];
+            work.splice(..0, clock.map(str::to_owned));
+        }
         kernel_log()?;
+        let began = rounds::now();
         let done = match &self.level {
             Some(level) => self.recorded(guest, level, &work),
-            None => bare(&work),
+            None => self.watched(guest, work),
         };
+        if let Ok(times) = std::fs::read_to_string(CLOCK) {
+            let times = format!("{}\n{times}", began.as_nanos());
+            guest.artefact(&format!("{}.clock", self.name), times.as_bytes())?;
+            std::fs::remove_file(CLOCK)?;
+        }
         // What the kernel said matters most when the work failed.
         let log = kernel_log()?;
         guest.artefact(&format!("{}.log", self.name), &log)?;
@@ -85,7 +114,9 @@ impl Step {
     fn recorded(&self, guest: &mut Guest, level: &str, work: &[String]) -> Result<()> {
         let path = tool::fresh(&self.name);
         let file = path.to_str().context("a path that is not UTF-8")?;
-        let mut args = vec!["record", "-o", file, "--level", level, "--"];
+        let mut args = vec!["record", "-o", file, "--level", level];
+        args.extend(self.record.iter().map(String::as_str));
+        args.push("--");
         args.extend(work.iter().map(String::as_str));
         let output = tool::run(&args)?;
         println!("{}", tool::complaint(&output));
@@ -96,14 +127,26 @@ impl Step {
         ensure!(output.status.success(), "{}", tool::complaint(&output));
         Ok(())
     }
-}
 
-fn bare(work: &[String]) -> Result<()> {
-    let (program, args) = work.split_first().context("an empty command")?;
-    let mut command = std::process::Command::new(program);
-    let output = command.args(args).stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "{}", tool::complaint(&output));
-    Ok(())
+    /// Runs the work alone, or in what is to be run around it.
+    fn watched(&self, guest: &mut Guest, work: Vec<String>) -> Result<()> {
+        let mut words = self.around.clone();
+        if self.as_one_word {
+            words.push(work.join(" "));
+        } else {
+            words.extend(work);
+        }
+        let (program, args) = words.split_first().context("an empty command")?;
+        let mut command = std::process::Command::new(program);
+        let output = command.args(args).stdin(Stdio::null()).output();
+        let output = output.with_context(|| format!("failed to start {program}"))?;
+        if !self.around.is_empty() {
+            let said = [output.stdout.as_slice(), &output.stderr].concat();
+            guest.artefact(&format!("{}.out", self.name), &said)?;
+        }
+        ensure!(output.status.success(), "{}", tool::complaint(&output));
+        Ok(())
+    }
 }
 
 /// What the kernel said since the last call.

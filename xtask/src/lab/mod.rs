@@ -3,16 +3,16 @@
 //! [`kernels`] are Debian's own, [`build`] makes others of one source; [`cases`] runs the tests on
 //! them, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured. [`qemu`], [`initramfs`], [`artefacts`], [`protocol`] and [`schedule`] are the machinery.
 
-mod artefacts;
+pub(crate) mod artefacts;
 pub(crate) mod build;
 pub(crate) mod cases;
-mod initramfs;
+pub(crate) mod initramfs;
 pub(crate) mod kernels;
 pub(crate) mod protocol;
-mod qemu;
-mod report;
+pub(crate) mod qemu;
+pub(crate) mod report;
 pub(crate) mod run;
-mod schedule;
+pub(crate) mod schedule;
 mod workloads;
 
 use std::{path::PathBuf, process::ExitCode};

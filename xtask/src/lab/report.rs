@@ -279,13 +279,18 @@ impl Results {
 
 /// The cycles that `test_vmalloc` says its workers took, summed.
 fn cycles(log: &str) -> Option<f64> {
+    let workers = cycles_of_workers(log);
+    (!workers.is_empty()).then(|| workers.iter().sum())
+}
+
+/// The cycles that `test_vmalloc` says each of its workers took.
+pub(crate) fn cycles_of_workers(log: &str) -> Vec<f64> {
     let workers = log.lines().filter_map(|line| {
         let (_, rest) = line.split_once("All test took worker")?;
         let cycles = rest.split_once('=')?.1.split(' ').next()?;
         cycles.parse::<f64>().ok()
     });
-    let workers: Vec<_> = workers.collect();
-    (!workers.is_empty()).then(|| workers.iter().sum())
+    workers.collect()
 }
 
 /// A change in percent and the ends of its interval.

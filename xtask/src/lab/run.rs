@@ -369,7 +369,7 @@ fn keep(stream: &[u8], boot: &Boot<'_>, folder: &Path) -> Result<()> {
 }
 
 /// A name for a folder that sorts by time.
-fn now() -> String {
+pub(crate) fn now() -> String {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     now.replace(':', "")
 }

@@ -1,0 +1,141 @@
+//! What was measured so far, in a file.
+//!
+//! In: measurements by their id, as they come. Out: the same, also to a later run: `bench.json` is
+//! written anew after each. Invariant: all of a ledger is of one build of the tool; another build
+//! cannot go on with it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// What came of measuring a row on a kernel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// Instructions for each op in the middle one of the rounds, or nothing.
+    pub(crate) per_op: Option<f64>,
+    /// Half of what lies between the quartiles of the rounds.
+    #[serde(default)]
+    pub(crate) spread: Option<f64>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) reason: Option<String>,
+    /// What users have to know of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) note: Option<String>,
+    /// How long measuring took.
+    pub(crate) seconds: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    /// Checksum of the tool's binary.
+    tool: u32,
+    started_at: String,
+    measured: BTreeMap<String, Measured>,
+}
+
+pub(crate) struct Ledger {
+    folder: PathBuf,
+    file: File,
+}
+
+impl Ledger {
+    pub(crate) const FILE: &str = "bench.json";
+
+    /// Opens the ledger in that folder, or begins one.
+    pub(crate) fn open(folder: PathBuf, binary: &[u8]) -> Result<Self> {
+        let path = folder.join(Self::FILE);
+        let tool = crc32fast::hash(binary);
+        let file = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .with_context(|| format!("{0} is damaged; `rm {0}`", path.display()))?,
+            Err(_) => File {
+                tool,
+                started_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+                measured: BTreeMap::new(),
+            },
+        };
+        if file.tool != tool {
+            bail!(
+                "{} was measured with another build of the tool; begin a new run without --resume \
+                 and --output",
+                folder.display()
+            );
+        }
+        Ok(Self { folder, file })
+    }
+
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder.clone()
+    }
+
+    pub(crate) fn started_at(&self) -> &str {
+        &self.file.started_at
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Option<&Measured> {
+        self.file.measured.get(id)
+    }
+
+    /// Whether that is measured; what failed may be tried again.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.get(id)
+            .is_some_and(|measured| measured.per_op.is_some())
+    }
+
+    /// Adds a measurement and writes the file.
+    pub(crate) fn keep(&mut self, id: String, measured: Measured) -> Result<()> {
+        self.file.measured.insert(id, measured);
+        write(&self.folder.join(Self::FILE), &self.file)
+    }
+}
+
+fn write(path: &Path, file: &File) -> Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec_pretty(file)?)
+        .and_then(|()| fs::rename(&new, path))
+        .with_context(|| format!("failed to write {}; `df .`", path.display()))
+}
+
+/// Says how far a run is.
+pub(crate) struct Progress {
+    total: usize,
+    done: std::cell::Cell<usize>,
+    began: Instant,
+}
+
+impl Progress {
+    pub(crate) fn new(total: usize) -> Self {
+        Self {
+            total,
+            done: std::cell::Cell::new(0),
+            began: Instant::now(),
+        }
+    }
+
+    pub(crate) fn show(&self, id: &str, measured: &Measured) {
+        let done = self.done.get() + 1;
+        self.done.set(done);
+        let each = self.began.elapsed().as_secs_f64() / done as f64;
+        let left = Duration::from_secs((each * (self.total - done) as f64) as u64);
+        let said = match (&measured.per_op, &measured.reason) {
+            (Some(per_op), _) => {
+                let spread = measured.spread.unwrap_or_default();
+                format!("{per_op:.1} ± {spread:.1} instructions an op")
+            }
+            (None, reason) => reason.clone().unwrap_or_default(),
+        };
+        eprintln!(
+            "  [{done}/{}] {id}: {said} ({:.0} s), {} left",
+            self.total,
+            measured.seconds,
+            humantime::format_duration(left)
+        );
+    }
+}
