@@ -41,6 +41,17 @@ impl Taken {
         }
     }
 
+    /// The same of a role that is known as a number.
+    #[inline(always)]
+    pub(crate) fn numbered(address: u64, lock: u32, mode: Mode, followed: bool) -> Self {
+        Self {
+            address,
+            lock,
+            mode,
+            followed,
+        }
+    }
+
     #[inline(always)]
     fn is(self, lock: Lock) -> bool {
         self.lock == lock as u32

@@ -10,11 +10,14 @@ use core::ptr::read_volatile;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{CellCounters, CpuCounters, Durations, OpCounters, miss, series};
-use kcore_trace_ebpf::words::{Op, cell};
+use kcore_trace_ebpf::words::{Lock, Op, cell};
 
 use super::constants::cpus;
 use super::hidden;
 use super::maps::{COUNTERS, HIST_OF, HISTS};
+
+/// No role: of a lock that is not known.
+pub(crate) const NO_ROLE: u32 = u32::MAX;
 
 /// This CPU, and what it counts.
 #[derive(Clone, Copy)]
@@ -41,6 +44,12 @@ impl Cpu {
     pub(crate) fn forget(self, value: u32) -> u32 {
         // SAFETY: a map value.
         value.wrapping_add(unsafe { read_volatile(&raw const (*self.counters).zero) } as u32)
+    }
+
+    /// The number of a role, or [`NO_ROLE`], as [`Cpu::forget`] leaves it.
+    #[inline(always)]
+    pub(crate) fn role(self, lock: Option<Lock>) -> u32 {
+        self.forget(lock.map_or(NO_ROLE, |lock| lock as u32))
     }
 
     /// The counters of a cell.

@@ -13,7 +13,7 @@ use super::constants::{blocks, flags, lock as address_of, nodes};
 use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
-use super::{Context, op, programs};
+use super::{Context, op, programs, record};
 
 /// The role of a spinlock that has a fixed address.
 #[inline(always)]
@@ -129,11 +129,15 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
         }
         None => return,
     };
+    let Some(cpu) = record::cpu() else { return };
+    // Before the stack is walked, so that the verifier follows the walk once for all roles.
+    let role = cpu.role(Some(lock));
     let Some(stack) = site::stack(ctx) else {
         return;
     };
-    if known.is_some() || stack.site.takes_block_lock {
-        lock::slow_path_of(exclusive(address, lock), &stack);
+    if role != Lock::VmapBlock as u32 || stack.site.takes_block_lock {
+        let taken = Taken::numbered(address, role, Mode::Exclusive, followed());
+        lock::slow_path_of(taken, &stack);
     }
 }
 

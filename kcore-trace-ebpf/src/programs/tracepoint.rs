@@ -13,6 +13,7 @@ use kcore_trace_ebpf::words::{Lock, Mode, Op};
 
 use super::constants::{blocks, kernel, lock as address_of, nodes};
 use super::lock::{self, Taken};
+use super::record::{self, NO_ROLE};
 use super::spin::{self, is_block_lock};
 use super::{Context, op, programs, site};
 
@@ -89,19 +90,26 @@ fn begin(ctx: Context) {
     if lock::is_waiting(lock) {
         return;
     }
-    let known = known(lock);
+    let Some(cpu) = record::cpu() else { return };
+    // Before the stack is walked, so that the verifier follows the walk once for all roles.
+    let known = cpu.role(known(lock));
     let Some(stack) = site::stack(ctx) else {
         return;
     };
-    let Some(role) = known.or_else(|| guess(lock, kind, stack.site)) else {
-        return;
+    let role = match known {
+        NO_ROLE => cpu.role(guess(lock, kind, stack.site)),
+        known => known,
     };
-    let mode = if kind & flags::READ != 0 {
+    if role == NO_ROLE {
+        return;
+    }
+    let shared = kind & flags::READ != 0;
+    let mode = if shared {
         Mode::Shared
     } else {
         Mode::Exclusive
     };
-    lock::slow_path_of(Taken::new(lock, role, mode, false), &stack);
+    lock::slow_path_of(Taken::numbered(lock, role, mode, false), &stack);
 }
 
 programs! {

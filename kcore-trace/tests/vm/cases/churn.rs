@@ -14,8 +14,8 @@ use crate::tool::{self, Report, load};
 const FENTRY: &[&str] = &["--hooks", "fentry", "-v"];
 /// With diagnostics on, so that what is compiled out otherwise is verified too.
 const KPROBE: &[&str] = &["--hooks", "kprobe", "-vv"];
-const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended"];
-const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended"];
+const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended", "-v"];
+const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended", "-v"];
 const TRACEPOINT: &[&str] = &["--hooks", "tracepoint"];
 
 /// Other vmallocs while the load runs: thread stacks, file tables, BPF programs, the stress
