@@ -6,11 +6,11 @@
 use serde_json::{Value, json};
 
 /// How often the load is run in a boot, each time from another state of the kernel.
-pub(crate) const ROUNDS: u32 = 24;
+pub(crate) const ROUNDS: u32 = 48;
 
 /// Loops of `fix_size_alloc_test` in a round; each is one vmalloc and one vfree. The kernel purges
 /// lazily freed areas after 4096 of them, and loading the module did it before: each round has its
-/// purge. All rounds together are 100,000 loops.
+/// purge. All rounds together are 200,000 loops.
 pub(crate) const LOOPS: u32 = 4200;
 
 /// Ops of `kcore-trace stress` in a round, where the kernel has no test module.

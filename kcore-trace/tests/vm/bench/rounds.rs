@@ -5,31 +5,29 @@
 //! stands before this wrapper in a command line is thereby timed from outside, each tool in the
 //! same way.
 //!
-//! What one vmalloc costs depends on the shape of the trees of areas, by a few percent; whatever
-//! watches allocates areas too, so that one shape with it and another one without would be
-//! compared. Each round therefore begins with one more area that stays: what is compared is the
-//! middle of many shapes.
+//! What one vmalloc costs depends on the shape of the trees of areas: a level more is 28
+//! instructions. Whatever watches has areas too, and a single one can take two levels off. So each
+//! round first changes the shape, and what is compared is the mean over many. The changes are the
+//! same in every boot.
 
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::Wrapped;
-use super::empty::array_map;
+use super::empty::{Attached, Empty, array_map};
 
 pub(crate) const NAME: &str = "--bench-rounds";
-
-/// Pages of the first area that stays: from here on the kernel takes vmalloc for it.
-const FIRST_PAGES: u32 = 9;
 
 pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
     let path = wrapped.argument(0)?;
     let rounds: u32 = wrapped.argument(1)?.parse()?;
-    let mut areas = Vec::new();
+    let mut shape = Shape::new()?;
     let mut lines = String::new();
-    for round in 0..rounds {
-        areas.push(array_map(FIRST_PAGES + round % 5)?);
+    for _ in 0..rounds {
+        shape.change()?;
         let began = now();
         let code = wrapped.run()?;
         if code != 0 {
@@ -39,6 +37,89 @@ pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
     }
     std::fs::write(path, lines).with_context(|| format!("failed to write {path}"))?;
     Ok(0)
+}
+
+/// System calls that no load makes: a program on each is an area of its own, beyond those of
+/// vmalloc, and runs never.
+const NEVER_CALLED: [&str; 24] = [
+    "__x64_sys_acct",
+    "__x64_sys_adjtimex",
+    "__x64_sys_chroot",
+    "__x64_sys_delete_module",
+    "__x64_sys_fchmod",
+    "__x64_sys_fchown",
+    "__x64_sys_getpriority",
+    "__x64_sys_getsid",
+    "__x64_sys_link",
+    "__x64_sys_mincore",
+    "__x64_sys_personality",
+    "__x64_sys_pivot_root",
+    "__x64_sys_readlinkat",
+    "__x64_sys_sethostname",
+    "__x64_sys_setpgid",
+    "__x64_sys_setpriority",
+    "__x64_sys_setregid",
+    "__x64_sys_setreuid",
+    "__x64_sys_settimeofday",
+    "__x64_sys_swapoff",
+    "__x64_sys_swapon",
+    "__x64_sys_truncate",
+    "__x64_sys_umount",
+    "__x64_sys_ustat",
+];
+
+/// Areas that are there besides those of the load and of what watches.
+struct Shape {
+    empty: Empty,
+    maps: Vec<OwnedFd>,
+    programs: Vec<Attached>,
+    random: u64,
+}
+
+impl Shape {
+    const MOST_MAPS: u64 = 300;
+
+    fn new() -> Result<Self> {
+        Ok(Self {
+            empty: Empty::new(NEVER_CALLED.into_iter())?,
+            maps: Vec::new(),
+            programs: Vec::new(),
+            random: 1,
+        })
+    }
+
+    /// Frees some areas here and there, and makes others.
+    fn change(&mut self) -> Result<()> {
+        let freed = self.below(self.maps.len() as u64 + 1);
+        for _ in 0..freed {
+            let index = self.below(self.maps.len() as u64) as usize;
+            self.maps.swap_remove(index);
+        }
+        let made = self.below(Self::MOST_MAPS - self.maps.len() as u64);
+        for _ in 0..made {
+            // Above eight pages it is vmalloc that gives them.
+            let pages = 9 + self.below(16) as u32;
+            self.maps.push(array_map(pages)?);
+        }
+        self.programs.clear();
+        let first = self.below(NEVER_CALLED.len() as u64) as usize;
+        let empty = &self.empty;
+        // Not every kernel has all of them.
+        let programs = NEVER_CALLED[first..].iter();
+        self.programs
+            .extend(programs.filter_map(|name| empty.fentry(name).ok()));
+        Ok(())
+    }
+
+    /// A number below that one, the next of a sequence that is always the same (an LCG with
+    /// Knuth's constants).
+    fn below(&mut self, bound: u64) -> u64 {
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.random >> 33) % bound.max(1)
+    }
 }
 
 /// Takes from the kernel what makes equal work cost unequal: a CPU's list of free pages that is
