@@ -334,7 +334,7 @@ fn load_object(
     addresses: &Addresses,
 ) -> Result<Ebpf> {
     let constants = Constants::new(plan, facts, addresses);
-    let cpus = facts.cpus_possible;
+    let cpus = cpu_ids(facts);
     let slots = cpus.saturating_mul(16).next_power_of_two().max(SLOTS);
     let mask = u64::from(slots - 1);
     debug_assert!(slots.is_multiple_of(SLOT_WAYS));
@@ -360,6 +360,15 @@ fn load_object(
         .context("failed to create the maps")
 }
 
+/// One more than the highest id of a CPU, which is what counters are indexed by: ids can have gaps,
+/// and then there are fewer CPUs than that.
+fn cpu_ids(facts: &Facts) -> u32 {
+    let possible = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let highest = possible.trim().rsplit([',', '-']).next();
+    let highest: Option<u32> = highest.and_then(|id| id.parse().ok());
+    highest.map_or(facts.cpus_possible, |id| id + 1)
+}
+
 /// The values that the programs are compiled against.
 #[derive(Default)]
 struct Constants {
@@ -374,7 +383,7 @@ struct Constants {
 impl Constants {
     fn new(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Self {
         let mut constants = Self {
-            cpus: facts.cpus_possible.into(),
+            cpus: cpu_ids(facts).into(),
             ..Self::default()
         };
         constants.set_locks(plan, addresses);
