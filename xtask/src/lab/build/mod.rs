@@ -53,6 +53,9 @@ const INGREDIENTS: [&str; 5] = [
     include_str!("variants.rs"),
 ];
 
+/// Where compilers work, below the cache.
+const OBJECTS: &str = "objects";
+
 /// Room for the source and two sets of objects.
 const NEEDED_BYTES: u64 = 4 << 30;
 
@@ -129,6 +132,11 @@ fn one(
     if built.folder.is_dir() {
         return Ok((built, "already there".to_owned()));
     }
+    for old in outdated(places, tree)? {
+        step.note(&format!("removing {}, of an older source", old.display()));
+        fs::remove_dir_all(&old)
+            .with_context(|| format!("failed to remove {0}; `rm -rf {0}`", old.display()))?;
+    }
     enough_room(places)?;
     let mut sources = tree.pristine()?;
     for edit in variant.edits {
@@ -172,6 +180,28 @@ fn enough_room(places: &Places) -> Result<()> {
     Ok(())
 }
 
+/// What earlier versions of the source left behind and no build comes back to: their trees and the
+/// folders that compilers worked in, a gigabyte for each configuration. The kernels stay.
+fn outdated(places: &Places, tree: &Tree) -> Result<Vec<PathBuf>> {
+    let in_use = |name: &str| {
+        name.starts_with(&format!("{}-", tree.version))
+            || tree.folder.file_name().is_some_and(|own| own == name)
+    };
+    let mut found = Vec::new();
+    for folder in [OBJECTS, source::FOLDER] {
+        let Ok(entries) = fs::read_dir(places.cache.join(folder)) else {
+            continue;
+        };
+        for entry in entries {
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(in_use) {
+                found.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Where one configuration is compiled. Variants of the same configuration share it: what they do
 /// not differ in is compiled once.
 struct Objects<'a> {
@@ -184,7 +214,7 @@ impl<'a> Objects<'a> {
         let config = crc32fast::hash(format!("{CONFIG}{}", variant.config).as_bytes());
         let folder = places
             .cache
-            .join("objects")
+            .join(OBJECTS)
             .join(format!("{}-{config:08x}", tree.version));
         let load = folder.join("load");
         fs::create_dir_all(&load)?;
@@ -309,6 +339,61 @@ mod tests {
             ["CONFIG_B=m"]
         );
         assert!(not_chosen(wanted, "CONFIG_B=m\nCONFIG_A=y\n").is_empty());
+    }
+
+    #[test]
+    fn only_what_older_sources_left_is_outdated() {
+        let cache = tempfile::tempdir().unwrap();
+        let places = Places {
+            root: PathBuf::new(),
+            target: PathBuf::new(),
+            cache: cache.path().to_owned(),
+        };
+        let folders = [
+            "objects/6.1.19-1-aaaaaaaa",
+            "objects/6.1.19-2-aaaaaaaa",
+            "objects/6.1.19-2-bbbbbbbb",
+            "sources/linux-source-6.1_6.1.19-1",
+            "sources/linux-source-6.1_6.1.19-2",
+            "lab-kernels/6.1.19-1-cccccccc",
+        ];
+        for folder in folders {
+            fs::create_dir_all(cache.path().join(folder)).unwrap();
+        }
+        let tree = Tree {
+            version: "6.1.19-2".into(),
+            folder: cache.path().join(folders[4]),
+        };
+        let mut found = outdated(&places, &tree).unwrap();
+        found.sort();
+        assert_eq!(
+            found,
+            [folders[0], folders[3]].map(|f| cache.path().join(f))
+        );
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_whole_has_no_folder() {
+        let cache = tempfile::tempdir().unwrap();
+        let places = Places {
+            root: PathBuf::new(),
+            target: PathBuf::new(),
+            cache: cache.path().to_owned(),
+        };
+        let tree = Tree {
+            version: "6.1.19-2".into(),
+            folder: PathBuf::new(),
+        };
+        let objects = Objects::of(&places, &tree, &VARIANTS[0]).unwrap();
+        let name = Path::new("lab-kernels/6.1.19-2/spinlock");
+        // The compiler was killed: the kernel is there, its modules are not.
+        let image = objects.folder.join("arch/x86/boot");
+        fs::create_dir_all(&image).unwrap();
+        fs::write(image.join("bzImage"), "kernel").unwrap();
+        fs::write(objects.folder.join(".config"), "").unwrap();
+        let error = objects.keep(&places, name).unwrap_err();
+        assert!(error.to_string().contains(MODULES[0]), "{error}");
+        assert!(!cache.path().join(name).exists());
     }
 
     #[test]

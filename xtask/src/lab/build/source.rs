@@ -20,6 +20,9 @@ use crate::{
 
 pub(super) const PACKAGE: &str = "linux-source-6.1";
 
+/// Where sources are, below the cache.
+pub(super) const FOLDER: &str = "sources";
+
 /// Rebuilds for an older suite have an older compiler's version in mind.
 const REBUILD: &str = "~deb11u";
 
@@ -57,7 +60,7 @@ impl Tree {
         });
         match newest {
             Ok((apt, version)) => {
-                let name = Path::new("sources").join(format!("{PACKAGE}_{version}"));
+                let name = Path::new(FOLDER).join(format!("{PACKAGE}_{version}"));
                 let folder = places.cache.join(&name);
                 if !folder.is_dir() {
                     fetch(places, &apt, &version, &name, step)?;
@@ -76,7 +79,7 @@ impl Tree {
 
     /// Some version in the cache.
     fn cached(places: &Places) -> Option<Self> {
-        let mut names: Vec<String> = fs::read_dir(places.cache.join("sources"))
+        let mut names: Vec<String> = fs::read_dir(places.cache.join(FOLDER))
             .ok()?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter(|name| name.starts_with(PACKAGE))
@@ -85,7 +88,7 @@ impl Tree {
         let name = names.pop()?;
         Some(Self {
             version: name.split_once('_')?.1.to_owned(),
-            folder: places.cache.join("sources").join(&name),
+            folder: places.cache.join(FOLDER).join(&name),
         })
     }
 
