@@ -93,6 +93,17 @@ pub struct OpCounters {
 
 const _: () = assert!(size_of::<OpCounters>() == 32);
 
+/// The counters of one lock of one node on one CPU; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NodeCounters {
+    pub acquisitions: u64,
+    pub contended: u64,
+    pub wait_sum_ns: u64,
+}
+
+const _: () = assert!(size_of::<NodeCounters>() == 24);
+
 /// The counters of one CPU; cumulative.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -220,7 +231,36 @@ pub mod node {
     pub const POOL_OFFSET: usize = 5;
     /// Where the base is not known: the alignment of the array, a power of two.
     pub const ALIGN: usize = 6;
-    pub const COUNT: usize = 7;
+    /// [`reciprocal`] of the stride.
+    pub const RECIPROCAL: usize = 7;
+    /// How many counters of nodes each CPU has.
+    pub const COUNTERS: usize = 8;
+    pub const COUNT: usize = 9;
+
+    use crate::words::Lock;
+
+    /// The locks that each node has, in the order of their counters.
+    pub const LOCKS: [Lock; 3] = [Lock::NodeBusy, Lock::NodeLazy, Lock::NodePool];
+
+    const SHIFT: u32 = 40;
+
+    /// What [`number`] multiplies with instead of dividing by the stride.
+    pub const fn reciprocal(stride: u64) -> u64 {
+        (1 << SHIFT) / stride + 1
+    }
+
+    /// The node that lies at a distance from the first: exact while the distance times the stride
+    /// is below 2^40, and no node is as large as the 64 KiB that this takes with 128 of them.
+    #[inline(always)]
+    pub const fn number(distance: u64, reciprocal: u64) -> u64 {
+        (distance * reciprocal) >> SHIFT
+    }
+
+    /// The index of the counters of a node's lock, one of [`LOCKS`].
+    #[inline(always)]
+    pub const fn counters(node: u64, lock: u64) -> u64 {
+        node * LOCKS.len() as u64 + lock
+    }
 }
 
 /// Constants set before loading: an index into the `BLOCKS` constant, about `vmap_block.lock`.
@@ -327,5 +367,28 @@ pub fn node_lock(offset: u64, busy: u64, lazy: u64, pool: u64) -> Option<Lock> {
         Some(Lock::NodePool)
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::node::{counters, number, reciprocal};
+
+    #[test]
+    fn a_node_is_told_by_multiplying_as_by_dividing() {
+        for stride in (64..4096).chain([6208, 6720, 8191, 16 << 10, 64 << 10]) {
+            let reciprocal = reciprocal(stride);
+            for node in 0..128 {
+                for offset in [0, 1, stride / 2, stride - 1] {
+                    assert_eq!(number(node * stride + offset, reciprocal), node, "{stride}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn counters_of_nodes_do_not_overlap() {
+        let all = (0..128).flat_map(|node| (0..3).map(move |lock| counters(node, lock)));
+        assert!(all.eq(0..384));
     }
 }

@@ -116,6 +116,9 @@ struct ReportArgs {
     /// The recording to read
     #[arg(value_name = "FILE", default_value = DEFAULT_RECORDING)]
     file: PathBuf,
+    /// What the locks are divided by; JSON has both
+    #[arg(long, value_enum, default_value_t)]
+    by: report::By,
     #[arg(long, value_enum, default_value_t)]
     format: report::Format,
 }
@@ -260,7 +263,7 @@ fn report(args: &ReportArgs) -> Result<()> {
     let recording = Recording::open(&args.file)?;
     let report = Report::new(&recording);
     let mut out = io::BufWriter::new(io::stdout().lock());
-    report::render(&report, args.format, terminal_columns(), &mut out)?;
+    report::render(&report, args.format, args.by, terminal_columns(), &mut out)?;
     Ok(out.flush()?)
 }
 

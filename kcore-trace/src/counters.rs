@@ -18,8 +18,8 @@ use aya::maps::{Array, Map};
 use aya_obj::generated::bpf_cmd;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
-    CellCounters, CpuCounters, Durations, Histogram, HistogramOf, OpCounters, Slot, miss, series,
-    state,
+    CellCounters, CpuCounters, Durations, Histogram, HistogramOf, NodeCounters, OpCounters, Slot,
+    miss, node, series, state,
 };
 use kcore_trace_ebpf::words::{Op, cell};
 
@@ -29,6 +29,7 @@ use crate::syscall;
 pub struct Counters {
     cpus: Mapped<CpuCounters>,
     tasks: Mapped<Slot>,
+    nodes: Mapped<NodeCounters>,
     histograms: Histograms,
     /// Which histogram each series has, plus one, as the kernel's side sees it.
     numbers: HistogramOf,
@@ -47,10 +48,12 @@ impl Counters {
     pub fn new(object: &Ebpf) -> Result<Self> {
         let cpus = Mapped::new(object, "COUNTERS").context("failed to map the counters")?;
         let tasks = Mapped::new(object, "TASKS").context("failed to map what tasks are doing")?;
+        let nodes = Mapped::new(object, "NODE_COUNTERS").context("failed to map those of nodes")?;
         let count = cpus.len();
         Ok(Self {
             cpus,
             tasks,
+            nodes,
             histograms: Histograms::new(object, count)?,
             numbers: [0; series::COUNT],
         })
@@ -82,6 +85,26 @@ impl Counters {
             let cpu = unsafe { read_volatile(&raw const (*cpu).ops[op.index()]) };
             sum.count += cpu.count;
             add_durations(&mut sum.latency, &cpu.latency);
+        }
+        sum
+    }
+
+    /// How many nodes are counted one by one; none on a kernel that has no nodes.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len() / self.cpus.len() / node::LOCKS.len()
+    }
+
+    /// The sum of a lock of a node, one of [`node::LOCKS`].
+    pub fn node(&self, number: usize, lock: usize) -> NodeCounters {
+        let of_cpu = self.node_count() * node::LOCKS.len();
+        let index = node::counters(number as u64, lock as u64) as usize;
+        let mut sum = NodeCounters::default();
+        for cpu in self.nodes.iter().skip(index).step_by(of_cpu) {
+            // SAFETY: a value of the map, plain integers.
+            let cpu = unsafe { read_volatile(cpu) };
+            sum.acquisitions += cpu.acquisitions;
+            sum.contended += cpu.contended;
+            sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(cpu.wait_sum_ns);
         }
         sum
     }
@@ -255,6 +278,8 @@ unsafe trait Plain {}
 unsafe impl Plain for CpuCounters {}
 // SAFETY: integers only.
 unsafe impl Plain for Slot {}
+// SAFETY: integers only.
+unsafe impl Plain for NodeCounters {}
 
 /// An array of the kernel in our own memory.
 struct Mapped<T> {

@@ -147,6 +147,13 @@ impl Distribution {
         (!self.is_empty()).then(|| self.exact.sum_ns as f64 / self.exact.count as f64)
     }
 
+    /// The variance as a part of the square of the mean, from the buckets.
+    pub fn relative_variance(&self) -> Option<f64> {
+        let histogram = self.histogram.as_ref()?;
+        let mean = histogram.mean();
+        (mean > 0.0).then(|| (histogram.stdev() / mean).powi(2))
+    }
+
     /// The duration in nanoseconds that `percentile` (0 to 100) of the samples do not exceed.
     ///
     /// It is at most one bucket of the kernel away from the true one, and never outside of the

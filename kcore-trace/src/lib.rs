@@ -17,7 +17,8 @@
 //!   them as differences.
 //! * [`record`] drives both and writes a [`recording`]; [`report`] reads one and shows it;
 //!   [`compare`] sets two against each other.
-//! * [`model`] and [`distribution`] are the plain data in between; [`host`] is the fingerprint.
+//! * [`model`] and [`distribution`] are the plain data in between, [`imbalance`] what they say of
+//!   nodes; [`host`] is the fingerprint.
 //! * [`stress`] makes a known load.
 //!
 //! Only `kernel`, `loader` and `counters` know aya, only `record` knows tokio; everything from
@@ -29,6 +30,7 @@ pub mod counters;
 pub mod diagnostics;
 pub mod distribution;
 pub mod host;
+pub mod imbalance;
 pub mod kernel;
 pub mod loader;
 pub mod model;

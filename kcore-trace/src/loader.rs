@@ -89,7 +89,8 @@ impl Session {
         check_capabilities()?;
         let loader = preparation.0.join();
         let loader = loader.map_err(|_| anyhow::anyhow!("failed to prepare for loading"))?;
-        let mut object = load_object(loader, &plan, facts, addresses)?;
+        let constants = Constants::new(&plan, facts, addresses);
+        let mut object = load_object(loader, &constants, facts, addresses)?;
         let wanted = diagnostics::kernel_level() > 0;
         let logger = wanted.then(|| EbpfLogger::init(&mut object)).transpose();
         let mut session = Self {
@@ -329,15 +330,16 @@ fn information(program: &Program) -> Option<bpf_prog_info> {
 
 fn load_object(
     loader: EbpfLoader<'static>,
-    plan: &Plan,
+    constants: &Constants,
     facts: &Facts,
     addresses: &Addresses,
 ) -> Result<Ebpf> {
-    let constants = Constants::new(plan, facts, addresses);
     let cpus = cpu_ids(facts);
     let slots = cpus.saturating_mul(16).next_power_of_two().max(SLOTS);
     let mask = u64::from(slots - 1);
     debug_assert!(slots.is_multiple_of(SLOT_WAYS));
+    // A map has one entry at least.
+    let node_counters = (cpus * constants.nodes[node::COUNTERS] as u32).max(1);
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
@@ -355,6 +357,7 @@ fn load_object(
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("TASKS", slots)
         .map_max_entries("COUNTERS", cpus)
+        .map_max_entries("NODE_COUNTERS", node_counters)
         .map_max_entries("HISTS", cpus * HISTOGRAMS)
         .load(OBJECT)
         .context("failed to create the maps")
@@ -436,6 +439,8 @@ impl Constants {
         };
         self.nodes[node::SPAN] = count * layout.size;
         self.nodes[node::STRIDE] = layout.size;
+        self.nodes[node::RECIPROCAL] = node::reciprocal(layout.size);
+        self.nodes[node::COUNTERS] = count * node::LOCKS.len() as u64;
         self.nodes[node::BUSY_OFFSET] = layout.busy_lock;
         self.nodes[node::LAZY_OFFSET] = layout.lazy_lock;
         self.nodes[node::POOL_OFFSET] = layout.pool_lock;

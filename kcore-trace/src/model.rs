@@ -62,6 +62,19 @@ pub struct OpCell {
     pub latency: Distribution,
 }
 
+/// The nodes of one lock that every node has, each at its number: all columns are as long as there
+/// are nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Nodes {
+    /// Times the lock was taken; zeros where only slow paths are hooked.
+    pub acquisitions: Vec<u64>,
+    /// Acquisitions that entered the slow path and got the lock.
+    pub contended: Vec<u64>,
+    /// Nanoseconds waited for the lock, in all.
+    pub wait_sum_ns: Vec<u64>,
+}
+
 /// What was lost, as counts that are exported, never hidden.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -95,6 +108,12 @@ pub struct Measured {
     pub cells: BTreeMap<CellKey, Cell>,
     #[serde(with = "crate::words::op_map")]
     pub ops: BTreeMap<Op, OpCell>,
+    /// The locks of nodes by node; empty on a kernel that has none.
+    #[serde(
+        with = "crate::words::node_map",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub nodes: BTreeMap<Lock, Nodes>,
     pub loss: Loss,
 }
 
@@ -103,12 +122,20 @@ impl Measured {
     ///
     /// Waits and holds in flight are a state, not a sum: the later one stands.
     pub fn add(&mut self, later: &Self) {
-        let Self { cells, ops, loss } = later;
+        let Self {
+            cells,
+            ops,
+            nodes,
+            loss,
+        } = later;
         for (key, cell) in cells {
             self.cells.entry(*key).or_default().add(cell);
         }
         for (op, cell) in ops {
             self.ops.entry(*op).or_default().add(cell);
+        }
+        for (lock, nodes) in nodes {
+            self.nodes.entry(*lock).or_default().add(nodes);
         }
         self.loss.add(loss);
     }
@@ -116,7 +143,12 @@ impl Measured {
     /// What was measured after `earlier`; nothing if that is no earlier state of this.
     pub fn since(&self, earlier: &Self) -> Option<Self> {
         let mut rest = self.clone();
-        let Self { cells, ops, loss } = earlier;
+        let Self {
+            cells,
+            ops,
+            nodes,
+            loss,
+        } = earlier;
         for (key, before) in cells {
             let cell = rest.cells.get_mut(key)?;
             *cell = cell.since(before)?;
@@ -124,6 +156,10 @@ impl Measured {
         for (op, before) in ops {
             let cell = rest.ops.get_mut(op)?;
             *cell = cell.since(before)?;
+        }
+        for (lock, before) in nodes {
+            let nodes = rest.nodes.get_mut(lock)?;
+            *nodes = nodes.since(before)?;
         }
         rest.loss = rest.loss.since(loss)?;
         Some(rest)
@@ -188,6 +224,55 @@ impl OpCell {
         Some(Self {
             count: self.count.checked_sub(*count)?,
             latency: self.latency.since(latency)?,
+        })
+    }
+}
+
+impl Nodes {
+    /// How many nodes there are.
+    pub fn count(&self) -> usize {
+        let Self {
+            acquisitions,
+            contended,
+            wait_sum_ns,
+        } = self;
+        let columns = [acquisitions, contended, wait_sum_ns];
+        columns.map(Vec::len).into_iter().max().unwrap_or(0)
+    }
+
+    fn add(&mut self, later: &Self) {
+        let Self {
+            acquisitions,
+            contended,
+            wait_sum_ns,
+        } = later;
+        for (sums, later) in [
+            (&mut self.acquisitions, acquisitions),
+            (&mut self.contended, contended),
+            (&mut self.wait_sum_ns, wait_sum_ns),
+        ] {
+            sums.resize(sums.len().max(later.len()), 0);
+            for (sum, later) in sums.iter_mut().zip(later) {
+                *sum = sum.saturating_add(*later);
+            }
+        }
+    }
+
+    fn since(&self, earlier: &Self) -> Option<Self> {
+        let Self {
+            acquisitions,
+            contended,
+            wait_sum_ns,
+        } = earlier;
+        let less = |now: &[u64], before: &[u64]| -> Option<Vec<u64>> {
+            let before = before.iter().copied().chain(std::iter::repeat(0));
+            let pairs = now.iter().zip(before);
+            pairs.map(|(now, before)| now.checked_sub(before)).collect()
+        };
+        Some(Self {
+            acquisitions: less(&self.acquisitions, acquisitions)?,
+            contended: less(&self.contended, contended)?,
+            wait_sum_ns: less(&self.wait_sum_ns, wait_sum_ns)?,
         })
     }
 }

@@ -14,13 +14,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use kcore_trace_ebpf::layout::{CellCounters, Durations, Histogram, OpCounters, miss, series};
+use kcore_trace_ebpf::layout::{
+    CellCounters, Durations, Histogram, NodeCounters, OpCounters, miss, node, series,
+};
 use kcore_trace_ebpf::words::{self, Intent, Kind, Lock, Mode, Op, cell};
 
 use crate::counters::Counters;
 use crate::distribution::{Distribution, Exact};
 use crate::loader::Session;
-use crate::model::{Cell, CellKey, Level, Loss, Measured, OpCell};
+use crate::model::{Cell, CellKey, Level, Loss, Measured, Nodes, OpCell};
 use crate::plan::{Hooks, Plan};
 
 /// Every so many snapshots all cells are looked at; with the default interval that is often enough
@@ -32,6 +34,8 @@ pub struct Snapshots {
     counters: Counters,
     cells: Vec<CellCounters>,
     ops: Vec<OpCounters>,
+    /// The counters of each node's locks; none on kernels without nodes.
+    nodes: Vec<[NodeCounters; node::LOCKS.len()]>,
     /// Buckets of each series that was read, as they were.
     buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
@@ -44,10 +48,12 @@ impl Snapshots {
     pub fn prepare(session: &mut Session) -> Result<Self> {
         let mut counters = session.counters()?;
         session.hand_out(&mut counters, &expected_series(&session.plan))?;
+        let nodes = counters.node_count();
         Ok(Self {
             counters,
             cells: vec![CellCounters::default(); cell::COUNT],
             ops: vec![OpCounters::default(); Op::COUNT],
+            nodes: vec![Default::default(); nodes],
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
@@ -79,10 +85,16 @@ impl Snapshots {
     fn read(&mut self, session: &mut Session, every_cell: bool) -> Result<Measured> {
         let cells = self.read_cells(every_cell)?;
         let ops = self.read_ops(session)?;
+        let nodes = self.read_nodes();
         let loss = self.read_loss(session);
         let unserved = self.without_histogram();
         session.hand_out(&mut self.counters, &unserved)?;
-        Ok(Measured { cells, ops, loss })
+        Ok(Measured {
+            cells,
+            ops,
+            nodes,
+            loss,
+        })
     }
 
     fn read_cells(&mut self, every_cell: bool) -> Result<BTreeMap<CellKey, Cell>> {
@@ -125,6 +137,29 @@ impl Snapshots {
             ops.insert(op, OpCell { count, latency });
         }
         Ok(ops)
+    }
+
+    /// The locks of nodes that were taken or waited for, with all nodes of each.
+    fn read_nodes(&mut self) -> BTreeMap<Lock, Nodes> {
+        let mut nodes = BTreeMap::new();
+        for (number, before) in self.nodes.iter_mut().enumerate() {
+            for (index, (lock, before)) in node::LOCKS.into_iter().zip(before).enumerate() {
+                let after = self.counters.node(number, index);
+                let before = std::mem::replace(before, after);
+                let Nodes {
+                    acquisitions,
+                    contended,
+                    wait_sum_ns,
+                } = nodes.entry(lock).or_default();
+                acquisitions.push(after.acquisitions - before.acquisitions);
+                contended.push(after.contended - before.contended);
+                wait_sum_ns.push(after.wait_sum_ns.wrapping_sub(before.wait_sum_ns));
+            }
+        }
+        let any = |column: &[u64]| column.iter().any(|&number| number != 0);
+        nodes
+            .retain(|_, of_lock: &mut Nodes| any(&of_lock.acquisitions) || any(&of_lock.contended));
+        nodes
     }
 
     /// Samples of each bucket since the last call; none of a series that did not change, or that

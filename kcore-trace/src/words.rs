@@ -9,7 +9,7 @@ use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::{Cell, CellKey, OpCell};
+use crate::model::{Cell, CellKey, Nodes, OpCell};
 
 /// A word that has a name.
 pub trait Word: Copy + Ord {
@@ -74,6 +74,23 @@ pub mod op_map {
     pub fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<BTreeMap<Op, OpCell>, D::Error> {
+        deserialize_map(deserializer)
+    }
+}
+
+pub mod node_map {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(
+        map: &BTreeMap<Lock, Nodes>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serialize_map(map, serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<Lock, Nodes>, D::Error> {
         deserialize_map(deserializer)
     }
 }

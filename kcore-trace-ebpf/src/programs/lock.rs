@@ -15,6 +15,7 @@ use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 
 use super::constants::{flags, kernel};
 use super::hidden;
+use super::node;
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
@@ -154,10 +155,11 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
             return;
         };
         record::add(&raw mut (*counters).acquisitions, 1);
+        node::acquired(cpu, index, taken.address);
         let held = match slot::held(slot, taken.address, state::WAITING) {
             Some(waiting) => {
                 let wait_ns = now().wrapping_sub((*waiting).since_ns);
-                wait_ended(cpu, counters, index, wait_ns);
+                wait_ended(cpu, counters, index, taken.address, wait_ns);
                 waiting
             }
             None if taken.followed => {
@@ -222,9 +224,10 @@ pub(crate) fn tried(got_it: bool, followed: bool) {
             return;
         }
         record::add(&raw mut (*counters).acquisitions, 1);
+        node::acquired(cpu, index, (*held).address);
         if waited {
             let wait_ns = now().wrapping_sub((*held).since_ns);
-            wait_ended(cpu, counters, index, wait_ns);
+            wait_ended(cpu, counters, index, (*held).address, wait_ns);
         }
         become_held(slot, held, followed);
     }
@@ -255,13 +258,20 @@ unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
 }
 
 #[inline(always)]
-unsafe fn wait_ended(cpu: Cpu, counters: *mut CellCounters, index: u32, wait_ns: u64) {
+unsafe fn wait_ended(
+    cpu: Cpu,
+    counters: *mut CellCounters,
+    index: u32,
+    address: u64,
+    wait_ns: u64,
+) {
     // SAFETY: the caller passes a map value.
     unsafe {
         record::add(&raw mut (*counters).contended, 1);
         let series = series::wait(index as usize) as u32;
         cpu.duration(&raw mut (*counters).wait, series, wait_ns);
     }
+    node::waited(cpu, index, address, wait_ns);
 }
 
 #[inline(always)]
@@ -396,7 +406,7 @@ unsafe fn done(slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
             return;
         }
         let wait_ns = now().wrapping_sub((*held).since_ns);
-        wait_ended(cpu, counters, index, wait_ns);
+        wait_ended(cpu, counters, index, (*held).address, wait_ns);
         become_held(slot, held, followed && flags(flag::EVERY_ACQUISITION) != 0);
     }
 }

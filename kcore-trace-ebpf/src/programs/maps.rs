@@ -7,7 +7,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
-    CpuCounters, HISTOGRAMS, Histogram, HistogramOf, SITE_CACHE, SLOTS, SiteTable, Slot,
+    CpuCounters, HISTOGRAMS, Histogram, HistogramOf, NodeCounters, SITE_CACHE, SLOTS, SiteTable,
+    Slot,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -16,6 +17,11 @@ const MAPPABLE: u32 = 1 << 10;
 /// The counters, one element per possible CPU: 38 KiB each.
 #[map]
 pub(crate) static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MAPPABLE);
+
+/// One per lock of a node, those of a CPU together: 72 bytes per CPU for each node. A kernel without
+/// nodes has one that nothing writes.
+#[map]
+pub(crate) static NODE_COUNTERS: Array<NodeCounters> = Array::with_max_entries(1, MAPPABLE);
 
 /// A pool of histograms, 434 KiB per CPU: those of one number for all CPUs stand together. A tenth
 /// of the cells occurs on any one kernel, so userspace hands them out.

@@ -4,13 +4,13 @@
 //! an address is compared before anything else is done. Arrays only: a hash map takes locks of its
 //! own, and one of them may be the lock that is being watched. No stack is walked but at a
 //! contended lock of ours, where no op hook tells the op. Searches have no branches: the verifier
-//! follows each way of each, and verifying is most of what starting takes. User memory is never read: hardened
-//! usercopy looks vmalloc addresses up, under the very lock that may be held here.
+//! follows each way of each, and verifying is most of what starting takes. User memory is never
+//! read: hardened usercopy looks vmalloc addresses up, under the very lock that may be held here.
 //!
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
-//! called; [`slot`] remembers what a task is doing; [`record`] writes the counters; [`lock`] is the
-//! state machine of an acquisition; [`spin`], [`sleeping`], [`op`] and [`tracepoint`] are the
-//! programs, each a few lines that fetch arguments.
+//! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those
+//! of single nodes; [`lock`] is the state machine of an acquisition; [`spin`], [`sleeping`], [`op`]
+//! and [`tracepoint`] are the programs, each a few lines that fetch arguments.
 
 use core::arch::asm;
 use core::mem::MaybeUninit;
@@ -19,6 +19,7 @@ use core::ptr::{read_volatile, write_volatile};
 mod constants;
 mod lock;
 mod maps;
+mod node;
 mod op;
 mod record;
 mod site;

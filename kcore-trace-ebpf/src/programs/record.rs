@@ -36,6 +36,11 @@ pub(crate) fn cpu() -> Option<Cpu> {
 }
 
 impl Cpu {
+    #[inline(always)]
+    pub(crate) fn id(self) -> u32 {
+        self.id
+    }
+
     /// The same value, of which the verifier knows nothing any more.
     ///
     /// It follows the paths to here one by one, and what comes after once for all whose values look

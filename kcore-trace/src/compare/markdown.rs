@@ -5,7 +5,7 @@
 
 use super::metric::{Metric, Point, Span};
 use super::verdict::{Finding, Verdict};
-use super::{Comparison, LockRow, Number, OpRow, shown, tables};
+use super::{Comparison, LockRow, Number, OpRow, nodes, shown, tables};
 
 const HEAD: [&str; 5] = [
     "lock, op, as",
@@ -25,6 +25,9 @@ pub(super) fn render(comparison: &Comparison) -> String {
         for value in values {
             text += &format!("- {name}: {}\n", escaped(&value));
         }
+    }
+    for line in nodes::lines(&comparison.nodes) {
+        text += &format!("- nodes: {}\n", escaped(&line));
     }
     let locks = tables::groups(&comparison.locks).flat_map(group_rows);
     let ops = comparison.ops.iter().flat_map(op_rows);
@@ -89,7 +92,11 @@ fn rows(
 
 fn change(number: &Number) -> String {
     match number.finding {
-        Finding::NoDifference | Finding::CannotTell => number.finding.name().into(),
+        Finding::NoDifference => number.finding.name().into(),
+        Finding::CannotTell => match &number.reason {
+            Some(reason) => format!("{}: {reason}", number.finding.name()),
+            None => number.finding.name().into(),
+        },
         Finding::Worse | Finding::Better | Finding::More | Finding::Fewer => {
             format!("{} ({})", shown::change(number), shown::interval(number))
         }

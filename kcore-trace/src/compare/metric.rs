@@ -19,8 +19,8 @@ pub(super) const BUCKET_WIDTH: f64 = 1.0 / (1 << bucket::SUB_BITS) as f64;
 /// How many samples have to lie beyond a percentile for it to be one: fewer, and it follows their
 /// number more than their distribution.
 const BEYOND_PERCENTILE: f64 = 10.0;
-/// The fewest events that a mean is taken of: repeats of emulated machines are so alike that a
-/// handful of events would pass for certainty.
+/// The fewest events of a side, all its samples together, that a mean is taken of, and of a sample
+/// that a sum for each operation is.
 const FEWEST: u64 = 10;
 
 /// What takes time.
@@ -109,6 +109,8 @@ pub(super) enum Gap {
     NoLatency,
     /// Fewer than so many of what takes time.
     TooFew(Span, u64),
+    /// The same, of all samples together.
+    TooFewTogether(Span, u64),
 }
 
 impl Metric {
@@ -132,6 +134,14 @@ impl Metric {
         }
     }
 
+    /// The name where it is clear what takes time.
+    pub(super) fn short_name(self) -> String {
+        match self {
+            Self::Of(_, point) => point.name().into(),
+            Self::AcquisitionsPerOp | Self::ContendedShare | Self::PerOp(_) => self.name(),
+        }
+    }
+
     /// Shares and times for each operation can be zero, so they have no logarithm.
     pub(super) const fn scale(self) -> Scale {
         match self {
@@ -140,17 +150,49 @@ impl Metric {
         }
     }
 
-    /// The variance that rounding to buckets alone gives the logarithm of a value: that of a
-    /// uniform error as wide as a bucket.
-    pub(super) fn rounding_variance(self) -> f64 {
+    /// The variance that a value has at least, as it is compared, by how few events it is taken
+    /// from: so much would it vary if these came by chance, one independent of the other. Repeats
+    /// of an emulated machine can be more alike than that, and then say too little.
+    ///
+    /// Shares vary as the binomial distribution says, sums as those of a number of durations that
+    /// itself varies as Poisson says, means by the root of that number, and the ranks of percentiles
+    /// as binomial numbers, to which comes the rounding to buckets.
+    pub(super) fn least_variance(self, tally: &Tally) -> f64 {
         match self {
-            Self::Of(_, Point::P50 | Point::P90 | Point::P99 | Point::P999) => {
-                BUCKET_WIDTH.powi(2) / 12.0
-            }
-            Self::AcquisitionsPerOp
-            | Self::ContendedShare
-            | Self::PerOp(_)
-            | Self::Of(_, Point::Mean) => 0.0,
+            // How often an operation takes a lock is written in its code.
+            Self::AcquisitionsPerOp => 0.0,
+            Self::ContendedShare => match tally.acquisitions {
+                // One more of either kind, so that none at all is not taken for never.
+                Some(acquisitions @ 1..) => {
+                    let all = acquisitions as f64;
+                    let share = (tally.contended as f64 + 1.0) / (all + 2.0);
+                    (share * (1.0 - share)).max(0.0) / all
+                }
+                Some(0) | None => 0.0,
+            },
+            Self::PerOp(span) => tally.span(span).map_or(0.0, |durations| {
+                let count = durations.count().max(1) as f64;
+                let each_op = durations.sum_ns() as f64 / tally.operations.max(1) as f64;
+                let relative = 1.0 + durations.relative_variance().unwrap_or(0.0);
+                each_op.powi(2) * relative / count
+            }),
+            Self::Of(span, point) => tally
+                .span(span)
+                .map_or(0.0, |durations| point.least_variance(durations)),
+        }
+    }
+
+    /// Why there is no number of a side that has all of this, whatever each sample says.
+    pub(super) fn shortage(self, total: &Tally) -> Option<Gap> {
+        match self {
+            Self::Of(span, Point::Mean) => match total.span(span) {
+                Ok(durations) if durations.count() < FEWEST => {
+                    Some(Gap::TooFewTogether(span, FEWEST))
+                }
+                Ok(_) => None,
+                Err(gap) => Some(gap),
+            },
+            Self::AcquisitionsPerOp | Self::ContendedShare | Self::PerOp(_) | Self::Of(..) => None,
         }
     }
 
@@ -238,11 +280,32 @@ impl Point {
         }
     }
 
-    /// The fewest durations it can be taken from.
+    /// The fewest durations of one sample it can be taken from.
     fn fewest(self) -> u64 {
-        self.percentile().map_or(FEWEST, |percentile| {
+        self.percentile().map_or(1, |percentile| {
             (100.0 * BEYOND_PERCENTILE / (100.0 - percentile)).round() as u64
         })
+    }
+
+    /// That of the logarithm of the value.
+    fn least_variance(self, durations: &Distribution) -> f64 {
+        let count = durations.count().max(1) as f64;
+        let Some(percentile) = self.percentile() else {
+            let relative = durations.relative_variance().unwrap_or(0.0);
+            // A handful says little of how much it varies: as much, then, as if it came by chance.
+            let few = count < FEWEST as f64;
+            return if few { relative.max(1.0) } else { relative } / count;
+        };
+        let part = percentile / 100.0;
+        let ranks = 100.0 * (part * (1.0 - part) / count).sqrt();
+        let ends = [percentile - ranks, percentile + ranks];
+        let [low, high] = ends.map(|end| durations.percentile_ns(end.clamp(0.0, 100.0)));
+        let spread = match (low, high) {
+            (Some(low @ 1..), Some(high)) => (high as f64 / low as f64).ln() / 2.0,
+            _ => 0.0,
+        };
+        // That of a uniform error as wide as a bucket.
+        spread.powi(2) + BUCKET_WIDTH.powi(2) / 12.0
     }
 
     fn value(self, distribution: &Distribution) -> Option<f64> {
@@ -263,7 +326,7 @@ impl fmt::Display for Gap {
             Self::NoAcquisitions => f.write_str("no acquisition was seen"),
             Self::NoHolds => f.write_str("no hold can be seen"),
             Self::NoLatency => f.write_str("no operation was timed"),
-            Self::TooFew(span, fewest) => {
+            Self::TooFew(span, fewest) | Self::TooFewTogether(span, fewest) => {
                 write!(f, "fewer than {} {}", units::count(*fewest), span.plural())
             }
         }
@@ -297,7 +360,7 @@ mod tests {
     #[test]
     fn a_percentile_needs_ten_samples_beyond_it() {
         let fewest = POINTS.map(Point::fewest);
-        assert_eq!(fewest, [20, 100, 1_000, 10_000, 10]);
+        assert_eq!(fewest, [20, 100, 1_000, 10_000, 1]);
         let value = |count| {
             let tally = Tally {
                 wait: waits(count, 40),
@@ -307,6 +370,23 @@ mod tests {
         };
         assert_eq!(value(100), Ok(40.0));
         assert_eq!(value(99), Err(Gap::TooFew(Span::Wait, 100)));
+    }
+
+    #[test]
+    fn a_mean_needs_ten_samples_of_a_side_and_few_of_them_vary_much() {
+        let mean = Metric::Of(Span::Wait, Point::Mean);
+        let tally = |count| Tally {
+            wait: waits(count, 40),
+            ..Tally::default()
+        };
+        assert_eq!(mean.shortage(&tally(10)), None);
+        assert_eq!(
+            mean.shortage(&tally(9)),
+            Some(Gap::TooFewTogether(Span::Wait, 10))
+        );
+        assert_eq!(mean.value(&tally(2)), Ok(40.0));
+        assert_eq!(mean.least_variance(&tally(2)), 0.5);
+        assert_eq!(mean.least_variance(&tally(10)), 0.0);
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //! The method: a number is taken from each sample of a side, which is a repeat or, of a single
 //! recording, a part of it. Two groups of samples are compared by Welch's t-interval, on the
 //! logarithms of percentiles and means, so that it is the ratio that is estimated, and on shares
-//! and times per operation as they are, since these may be zero. All intervals of a row together
+//! and times per operation as they are, since these may be zero. Samples are taken to vary at least
+//! as much as the number of events in them says ([`Metric`]): repeats may be alike by chance, those
+//! of an emulated machine by nature. All intervals of a row together
 //! hold with 99 %, by Bonferroni. A difference is found if its interval lies wholly beyond the band:
 //! the width of a bucket of the histograms, or what the tool may have added itself.
 //!
@@ -19,6 +21,7 @@
 
 mod markdown;
 mod metric;
+mod nodes;
 mod obstacle;
 mod role;
 mod rows;
@@ -34,6 +37,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 pub use metric::{Metric, Point, Scale, Span};
+pub use nodes::NodeRow;
 pub use obstacle::{Lost, Obstacle};
 pub use role::Role;
 pub use rows::{Change, LockRow, LockSide, Number, OpRow, OpSide};
@@ -77,6 +81,8 @@ pub struct Comparison {
     pub rows: Counts,
     pub locks: Vec<LockRow>,
     pub ops: Vec<OpRow>,
+    /// How unevenly the nodes are used, on each side; empty where neither has nodes.
+    pub nodes: Vec<NodeRow>,
 }
 
 /// What was measured on one side.
@@ -181,6 +187,7 @@ impl Comparison {
             rows,
             locks,
             ops,
+            nodes: nodes::rows(baseline, candidate),
         };
         comparison.summary = shown::sentence(&comparison);
         Ok(comparison)

@@ -412,6 +412,8 @@ struct Values {
     samples: Vec<f64>,
     /// How many samples there are, with a value or without.
     all: usize,
+    /// What they vary by at least.
+    least_variance: f64,
     /// Why there is none from some of them.
     gap: Option<Gap>,
     /// That of all samples taken together.
@@ -420,15 +422,29 @@ struct Values {
 
 impl Values {
     fn take(metric: Metric, side: &Samples) -> Self {
-        let all: Vec<_> = side.each.iter().map(|tally| metric.value(tally)).collect();
+        let short = metric.shortage(&side.total);
+        let all = side.each.iter().map(|tally| match short {
+            Some(gap) => Err(gap),
+            None => metric.value(tally),
+        });
+        let all: Vec<_> = all.collect();
         let compared = |value: f64| match (metric.scale(), metric) {
             (Scale::Absolute, _) => value,
             (Scale::Relative, Metric::Of(..)) => value.max(SHORTEST_NS).ln(),
             (Scale::Relative, _) => value.ln(),
         };
+        let valid = side
+            .each
+            .iter()
+            .zip(&all)
+            .filter(|(_, value)| value.is_ok());
+        let variances: Vec<_> = valid
+            .map(|(tally, _)| metric.least_variance(tally))
+            .collect();
         Self {
             samples: all.iter().flatten().map(|&value| compared(value)).collect(),
             all: all.len(),
+            least_variance: variances.iter().sum::<f64>() / variances.len().max(1) as f64,
             gap: all.iter().find_map(|value| value.err()),
             total: metric.value(&side.total).ok(),
         }
@@ -453,6 +469,10 @@ impl Values {
             return None;
         }
         Some(match self.gap {
+            Some(gap @ Gap::TooFewTogether(..)) => {
+                let all = units::counted(self.all as u64, "sample");
+                format!("{gap} in {all} together")
+            }
             Some(gap) => {
                 let lacking = self.all - self.samples.len();
                 let all = units::counted(self.all as u64, "sample");
@@ -467,15 +487,13 @@ fn number(metric: Metric, values: [Values; 2], error: f64, own_cost: f64) -> Num
     let scale = metric.scale();
     let [a, b] = &values;
     let [baseline, candidate] = [a, b].map(|side| side.center(scale));
-    let estimate = stats::welch(&a.samples, &b.samples, error, metric.rounding_variance());
+    let least = [a.least_variance, b.least_variance];
+    let estimate = stats::welch(&a.samples, &b.samples, error, least);
     let judged = baseline.zip(estimate).map(|(baseline, estimate)| {
         let band = verdict::band(metric, baseline, own_cost);
         let finding = verdict::find(metric, baseline, &estimate, band);
-        (band, finding, Change::new(scale, estimate))
+        (band, finding, Change::new(scale, baseline, estimate))
     });
-    let shortages = [("baseline", a), ("candidate", b)]
-        .map(|(name, side)| side.shortage().map(|reason| format!("{name}: {reason}")));
-    let shortages: Vec<_> = shortages.into_iter().flatten().collect();
     Number {
         metric,
         baseline,
@@ -484,14 +502,26 @@ fn number(metric: Metric, values: [Values; 2], error: f64, own_cost: f64) -> Num
         band: judged.map(|(band, _, _)| band),
         finding: judged.map_or(Finding::CannotTell, |(_, finding, _)| finding),
         overruled: false,
-        reason: (!shortages.is_empty()).then(|| shortages.join("; ")),
+        reason: reason(a.shortage(), b.shortage()),
+    }
+}
+
+/// Why it cannot be told, of which side.
+fn reason(baseline: Option<String>, candidate: Option<String>) -> Option<String> {
+    match (baseline, candidate) {
+        (Some(a), Some(b)) if a == b => Some(format!("both sides: {a}")),
+        (Some(a), Some(b)) => Some(format!("baseline: {a}; candidate: {b}")),
+        (Some(a), None) => Some(format!("baseline: {a}")),
+        (None, Some(b)) => Some(format!("candidate: {b}")),
+        (None, None) => None,
     }
 }
 
 impl Change {
-    fn new(scale: Scale, estimate: Estimate) -> Self {
+    fn new(scale: Scale, baseline: f64, estimate: Estimate) -> Self {
         let shown = |difference: f64| match scale {
-            Scale::Absolute => difference,
+            // Nothing that is compared can be negative.
+            Scale::Absolute => difference.max(-baseline),
             Scale::Relative => difference.exp_m1(),
         };
         Self {

@@ -55,9 +55,20 @@ pub(super) fn change(number: &Number) -> String {
     }
 }
 
+/// What became of a number: its value on the other side, where it cannot be told whether that is
+/// a change.
+fn change_or_value(number: &Number) -> String {
+    match (number.finding, number.candidate) {
+        (Finding::CannotTell, Some(_)) => {
+            format!("{UNKNOWN} {}", value(number.metric, number.candidate))
+        }
+        _ => change(number),
+    }
+}
+
 /// What became of a number; in parentheses if it does not count.
 pub(super) fn counted_change(number: &Number) -> String {
-    let change = change(number);
+    let change = change_or_value(number);
     if number.overruled {
         format!("({change})")
     } else {

@@ -29,19 +29,20 @@ pub(super) fn mean(values: &[f64]) -> f64 {
 /// The interval that misses the true difference with a probability of `error`; nothing where a
 /// group has fewer samples than [`FEWEST`].
 ///
-/// `least_variance` is what each sample varies by even where all samples look the same, such as by
-/// rounding.
+/// `least_variance` is what a sample of each group varies by at least, even where all samples look
+/// the same: by rounding, and by how few events it was taken from.
 pub(super) fn welch(
     baseline: &[f64],
     candidate: &[f64],
     error: f64,
-    least_variance: f64,
+    least_variance: [f64; 2],
 ) -> Option<Estimate> {
     if baseline.len() < FEWEST || candidate.len() < FEWEST {
         return None;
     }
     let difference = mean(candidate) - mean(baseline);
-    let [a, b] = [baseline, candidate].map(|group| Group::new(group, least_variance));
+    let a = Group::new(baseline, least_variance[0]);
+    let b = Group::new(candidate, least_variance[1]);
     let squared_error = a.squared_error + b.squared_error;
     // Groups without any variance have no degrees of freedom and need none.
     let reach = if squared_error > 0.0 {
@@ -99,7 +100,7 @@ mod tests {
         // Equal variances and sizes: 8 degrees of freedom, for which the table has 2.306.
         let baseline = [1.0, 2.0, 3.0, 4.0, 5.0];
         let candidate = baseline.map(|value| value + 10.0);
-        let estimate = welch(&baseline, &candidate, 0.05, 0.0).unwrap();
+        let estimate = welch(&baseline, &candidate, 0.05, [0.0; 2]).unwrap();
         assert_eq!(estimate.difference, 10.0);
         assert!(close(estimate.high, 10.0 + 2.306), "{estimate:?}");
         assert!(close(estimate.low, 10.0 - 2.306), "{estimate:?}");
@@ -110,7 +111,7 @@ mod tests {
         // 4.0 and 0.04 of squared error over 4 and 4 degrees give 4.08, for which t is 2.755.
         let baseline = [-4.0, -2.0, 0.0, 2.0, 4.0].map(|value| value * f64::sqrt(2.0));
         let candidate = baseline.map(|value| value / 10.0);
-        let estimate = welch(&baseline, &candidate, 0.05, 0.0).unwrap();
+        let estimate = welch(&baseline, &candidate, 0.05, [0.0; 2]).unwrap();
         assert!(
             close(estimate.high / 4.04_f64.sqrt(), 2.755),
             "{estimate:?}"
@@ -120,21 +121,21 @@ mod tests {
     #[test]
     fn far_quantiles_of_few_degrees_are_right() {
         // From the table of t: 2 degrees, 0.9995 on one side, 31.599.
-        let estimate = welch(&[0.0, 2.0], &[0.0, 2.0], 0.001, 0.0).unwrap();
+        let estimate = welch(&[0.0, 2.0], &[0.0, 2.0], 0.001, [0.0; 2]).unwrap();
         assert!((estimate.high / 2.0_f64.sqrt() - 31.599).abs() < 1e-2);
     }
 
     #[test]
     fn one_sample_tells_nothing() {
-        assert_eq!(welch(&[1.0], &[1.0, 2.0], 0.01, 0.0), None);
-        assert_eq!(welch(&[1.0, 2.0], &[], 0.01, 0.0), None);
+        assert_eq!(welch(&[1.0], &[1.0, 2.0], 0.01, [0.0; 2]), None);
+        assert_eq!(welch(&[1.0, 2.0], &[], 0.01, [0.0; 2]), None);
     }
 
     #[test]
     fn samples_that_do_not_vary_have_an_interval_of_no_width_unless_they_were_rounded() {
-        let exact = welch(&[1.0, 1.0], &[1.0, 1.0], 0.01, 0.0).unwrap();
+        let exact = welch(&[1.0, 1.0], &[1.0, 1.0], 0.01, [0.0; 2]).unwrap();
         assert_eq!((exact.low, exact.high), (0.0, 0.0));
-        let rounded = welch(&[1.0, 1.0], &[1.0, 1.0], 0.01, 1e-4).unwrap();
+        let rounded = welch(&[1.0, 1.0], &[1.0, 1.0], 0.01, [1e-4; 2]).unwrap();
         assert!(rounded.low < 0.0 && rounded.high > 0.0);
     }
 }

@@ -22,7 +22,11 @@ pub(super) const HOLDS: [Metric; 2] = [
     Metric::Of(Span::Hold, Point::P99),
 ];
 /// What is shown of the latency of ops.
-const LATENCIES: [Point; 3] = [Point::P50, Point::P99, Point::Mean];
+pub(super) const LATENCIES: [Metric; 3] = [
+    Metric::Of(Span::Latency, Point::P50),
+    Metric::Of(Span::Latency, Point::P99),
+    Metric::Of(Span::Latency, Point::Mean),
+];
 
 /// The locks, each with its kind on the line that names it, and what the numbers of its rows were
 /// and how they changed.
@@ -44,16 +48,15 @@ pub(super) fn locks(rows: &[LockRow], metrics: &[Metric]) -> String {
 
 /// The ops, with what their latency was and how it changed.
 pub(super) fn ops(rows: &[OpRow]) -> String {
-    let metrics = LATENCIES.map(|point| Metric::Of(Span::Latency, point));
-    let names = LATENCIES.iter().map(|point| point.name().to_owned());
+    let names = LATENCIES.iter().map(|metric| metric.short_name());
     let words = ["\nop", "\nverdict"].map(String::from);
     let mut table = new_table(words.into_iter().chain(heads(names)).collect());
     for row in rows {
         let words = [row.op.name().into(), row.verdict_name().into()];
-        let numbers = numbers(&row.numbers, &metrics);
+        let numbers = numbers(&row.numbers, &LATENCIES);
         table.add_row(words.into_iter().chain(numbers).collect::<Vec<_>>());
     }
-    align_pairs(&mut table, metrics.len());
+    align_pairs(&mut table, LATENCIES.len());
     table.trim_fmt()
 }
 

@@ -4,14 +4,16 @@
 //! shows the rows, the weightiest first, and every difference with its interval. Invariant: a
 //! number that is not complete never stands without the line that says so.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::metric::Metric;
+use super::nodes;
 use super::shown::{self, Line};
 use super::tables::{self, HOLDS, WAITS};
 use super::verdict::Finding;
 use super::{Comparison, Number, OpRow};
-use crate::table;
+use crate::{table, units};
 
 /// Width of the names at the left of the first block.
 const NAME_WIDTH: usize = 10;
@@ -26,12 +28,14 @@ pub(super) fn render(comparison: &Comparison, columns: Option<u16>) -> String {
     ];
     blocks.extend(locks(comparison, columns));
     blocks.extend(ops(&comparison.ops));
+    blocks.extend(nodes::table(&comparison.nodes));
     if let Some(table) = tables::differences(comparison) {
         blocks.push(format!(
             "Differences, with intervals that hold together within a row\n\n{table}"
         ));
     }
     blocks.extend(notes(comparison, columns));
+    blocks.extend(unknown(comparison, columns));
     blocks.join("\n\n") + "\n"
 }
 
@@ -126,7 +130,7 @@ fn notes(comparison: &Comparison, columns: usize) -> Option<String> {
         ),
         (
             any(|number| number.finding == Finding::CannotTell),
-            "?  cannot tell: too few samples, or too few events in each; --format json says which",
+            "?  cannot tell; what stands behind it is the number of the candidate",
         ),
         (
             any(|number| number.overruled),
@@ -141,6 +145,47 @@ fn notes(comparison: &Comparison, columns: usize) -> Option<String> {
         .flat_map(|(_, note)| wrap(note, columns))
         .collect();
     (!notes.is_empty()).then(|| notes.join("\n"))
+}
+
+/// So many rows are named, more are counted.
+const NAMED_ROWS: usize = 2;
+
+/// Why it cannot be told of numbers that have a column, and of which rows.
+fn unknown(comparison: &Comparison, columns: usize) -> Option<String> {
+    let mut rows_of: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    let mut note = |name: String, numbers: &[Number], shown: &[Metric]| {
+        for number in numbers.iter().filter(|it| shown.contains(&it.metric)) {
+            if let (Finding::CannotTell, Some(reason)) = (number.finding, &number.reason) {
+                let key = (reason.clone(), number.metric.name());
+                rows_of.entry(key).or_default().push(name.clone());
+            }
+        }
+    };
+    let has_column = |metric: &Metric| comparison.locks.iter().any(|row| row.has(*metric));
+    let of_locks: Vec<_> = WAITS.into_iter().chain(HOLDS).filter(has_column).collect();
+    for row in &comparison.locks {
+        let name = format!("{} in {}, {}", row.lock_name(), row.op, row.taken_as());
+        note(name, &row.numbers, &of_locks);
+    }
+    let timed = |row: &&OpRow| row.numbers.iter().any(|it| it.baseline.is_some());
+    for row in comparison.ops.iter().filter(timed) {
+        note(
+            format!("operation {}", row.op),
+            &row.numbers,
+            &tables::LATENCIES,
+        );
+    }
+    let lines: Vec<_> = rows_of
+        .iter()
+        .flat_map(|((reason, metric), rows)| {
+            let rows = match rows.len() {
+                ..=NAMED_ROWS => rows.join(" and "),
+                many => units::counted(many as u64, "row"),
+            };
+            wrap(&format!("{metric} of {rows}: {reason}"), columns)
+        })
+        .collect();
+    (!lines.is_empty()).then(|| format!("What cannot be told, and why\n\n{}", lines.join("\n")))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod bars;
 mod csv;
 mod json;
+mod nodes;
 mod tables;
 mod text;
 
@@ -19,8 +20,11 @@ use std::io::{self, Write};
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde::{Serialize, Serializer};
 
+pub use nodes::NodeRow;
+
 use crate::distribution::{Bucket, Distribution};
 use crate::host::Host;
+use crate::imbalance::Spread;
 use crate::model::{
     Cell, CellKey, Coverage, End, Header, HoldCoverage, KernelName, Level, Loss, OpCell,
     WaitCoverage,
@@ -42,6 +46,16 @@ pub enum Format {
     Csv,
 }
 
+/// What the locks are divided by, in the formats that show one view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum By {
+    /// The operation that took them.
+    #[default]
+    Op,
+    /// The node that they belong to.
+    Node,
+}
+
 /// Everything that a recording says in all.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -56,6 +70,10 @@ pub struct Report {
     pub locks: Vec<LockRow>,
     /// One for each lock that has rows, in the order of the rows.
     pub lock_totals: Vec<LockTotal>,
+    /// The locks of nodes by node; empty on kernels that have no nodes.
+    pub nodes: Vec<NodeRow>,
+    /// How uneven the nodes of each lock are.
+    pub spreads: Vec<Spread>,
 }
 
 /// What was measured, where, and for how long.
@@ -164,7 +182,7 @@ pub struct LockTotal {
     pub hold_octaves: Vec<Bucket>,
 }
 
-/// Writes a report.
+/// Writes a report. JSON has every view, whatever `by` says.
 ///
 /// `columns` is the width of the terminal, if there is one: it decides how much text stands side by
 /// side, and nothing in the other formats.
@@ -175,13 +193,15 @@ pub struct LockTotal {
 pub fn render(
     report: &Report,
     format: Format,
+    by: By,
     columns: Option<u16>,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let rendered = match format {
-        Format::Text => text::render(report, columns),
-        Format::Json => json::render(report)?,
-        Format::Csv => csv::render(report)?,
+    let rendered = match (format, by) {
+        (Format::Text, by) => text::render(report, by, columns),
+        (Format::Json, _) => json::render(report)?,
+        (Format::Csv, By::Op) => csv::render(report)?,
+        (Format::Csv, By::Node) => nodes::csv(report)?,
     };
     out.write_all(rendered.as_bytes())?;
     out.flush()
@@ -209,8 +229,14 @@ impl Report {
             lock_totals: of_locks()
                 .map(|(subject, cells)| subject.total(&cells.sum))
                 .collect(),
+            nodes: nodes::rows(&recording.total, sees_acquisitions(header)),
+            spreads: nodes::spreads(&recording.total),
         }
     }
+}
+
+fn sees_acquisitions(header: &Header) -> bool {
+    header.coverage.waits == WaitCoverage::All
 }
 
 /// A lock, and what is seen of it.
@@ -226,7 +252,7 @@ impl Subject {
         Self {
             lock,
             kind: header.kinds.get(&lock).copied(),
-            sees_acquisitions: header.coverage.waits == WaitCoverage::All,
+            sees_acquisitions: sees_acquisitions(header),
             sees_holds: match header.coverage.holds {
                 HoldCoverage::All => true,
                 HoldCoverage::Partial => !header.without_holds.contains(&lock),

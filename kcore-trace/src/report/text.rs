@@ -6,8 +6,9 @@
 
 use std::fmt::Write as _;
 
+use super::nodes;
 use super::tables::{self, Sides};
-use super::{Dist, LockTotal, Report, bars};
+use super::{By, Dist, LockTotal, Report, bars};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
 use crate::{table, units};
@@ -15,9 +16,12 @@ use crate::{table, units};
 /// Width of the names at the left of the first block.
 const NAME_WIDTH: usize = 10;
 
-pub(super) fn render(report: &Report, columns: Option<u16>) -> String {
+pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
     let mut blocks = vec![head(report)];
-    blocks.extend(locks(report, columns));
+    match by {
+        By::Op => blocks.extend(locks(report, columns)),
+        By::Node => blocks.push(nodes::text(report)),
+    }
     if !report.ops.is_empty() {
         let table = tables::ops(&report.ops, report.recording.duration_ns);
         let timed = report.ops.iter().any(|row| row.latency.is_some());
@@ -243,7 +247,7 @@ const NOBODY_WAITED: &str = "Nobody waited: no acquisition of a vmap lock was co
 /// What a reader of the lock table must know, only where it applies.
 fn notes(report: &Report) -> Option<String> {
     let sum = |number: fn(&LockTotal) -> u64| report.lock_totals.iter().map(number).sum::<u64>();
-    let mut notes = Vec::new();
+    let mut notes = nodes::lines(report);
     if report.locks.iter().any(tables::reads_exclusively) {
         notes.push("read: takes the lock exclusively, and only looks up".into());
     }

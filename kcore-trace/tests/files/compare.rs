@@ -222,6 +222,13 @@ fn run(kernel: &Kernel, seed: u64) -> Measured {
             hold: durations(&mut dice, acquisitions, hold_ns),
             ..Cell::default()
         };
+        if matches!(habit.key.lock, Lock::NodeBusy | Lock::NodeLazy) {
+            let nodes = sample::spread(&cell, &[3, 1, 1, 1, 1, 1, 1, 1]);
+            measured.add(&Measured {
+                nodes: [(habit.key.lock, nodes)].into(),
+                ..Measured::default()
+            });
+        }
         measured.cells.insert(habit.key, cell);
     }
     measured
@@ -572,7 +579,7 @@ fn without_holds_the_cost_of_the_tool_is_unknown_and_that_is_said() {
     let some = row(&comparison, Role::BusyAreas, Op::Free, Intent::Write);
     assert_eq!(
         json_number(some, "hold_p50_ns")["reason"],
-        "baseline: no hold can be seen in 3 of 3 samples; candidate: no hold can be seen in 3 of 3 samples"
+        "both sides: no hold can be seen in 3 of 3 samples"
     );
 }
 
@@ -592,7 +599,7 @@ fn where_only_waits_are_seen_they_are_compared_and_nothing_else_has_a_column() {
     let text = rendered(&comparison, Format::Text, Some(100));
     assert_golden("compare-degraded.txt", &text);
     assert!(
-        !text.contains("hold p50") && !text.contains("contended  "),
+        !text.contains("hold p") && !text.contains("contended  ") && !text.contains("latency"),
         "{text}"
     );
 }
@@ -619,6 +626,76 @@ fn eras_are_matched_by_what_a_lock_guards() {
             .any(|remark| remark.contains("vmap_node.pool"))
     );
     assert_eq!(comparison.rows.on_one_side, 1);
+}
+
+#[test]
+fn the_imbalance_between_nodes_is_shown_of_the_side_that_has_them() {
+    let comparison = compare(&repeats(&spinlock(), 0..3), &repeats(&per_node(), 9..12));
+    let mut rows = comparison.nodes.iter();
+    let busy = rows.find(|row| row.lock == Lock::NodeBusy);
+    let busy = busy.expect("it was taken");
+    assert!(busy.baseline.is_none());
+    let spread = busy.candidate.expect("it has nodes");
+    let acquisitions = spread.acquisitions.expect("they are seen");
+    assert_eq!((spread.nodes, acquisitions.busiest), (8, 0));
+    assert!((2.3..2.5).contains(&acquisitions.max_over_mean));
+    let text = rendered(&comparison, Format::Text, Some(400));
+    assert!(text.contains("Nodes, the busiest of each lock"), "{text}");
+    let markdown = rendered(&comparison, Format::Markdown, None);
+    let line = "- nodes: vmap_node.busy: baseline not by node; candidate 8 nodes";
+    assert!(markdown.contains(line), "{markdown}");
+    let alike = compare(&repeats(&spinlock(), 0..3), &repeats(&rwsem(), 9..12));
+    assert!(alike.nodes.is_empty());
+    assert!(!rendered(&alike, Format::Text, None).contains("Nodes"));
+}
+
+#[test]
+fn what_cannot_be_told_is_shown_with_both_values_and_the_reason() {
+    let comparison = compare(&repeats(&spinlock(), 0..3), &repeats(&rwsem(), 9..12));
+    let purge = row(&comparison, Role::Purging, Op::Purge, Intent::Write);
+    let number = json_number(purge, "hold_p50_ns");
+    assert_eq!(number["finding"], "cannot-tell");
+    assert!(number["baseline"].is_number() && number["candidate"].is_number());
+    let text = rendered(&comparison, Format::Text, Some(400));
+    let line = text.lines().find(|line| line.contains("purge, write"));
+    let line = line.expect("the row is shown");
+    assert!(line.contains(" ? "), "{line}");
+    let why =
+        "hold p50 of vmap_purge_lock in purge, write: both sides: fewer than 20 holds in 3 of 3";
+    assert!(text.contains(why), "{text}");
+    let markdown = rendered(&comparison, Format::Markdown, None);
+    assert!(!markdown.contains("inf"), "{markdown}");
+}
+
+#[test]
+fn rare_events_that_are_alike_by_nature_are_no_certainty() {
+    // Each run has a dozen waits of one length, in the candidate a fifth more of them: what chance
+    // alone does to a dozen events.
+    let alike = |waits: u64| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for repeat in 0..5 {
+            let mut measured = run(&spinlock(), 7);
+            let key = exclusive(Lock::VmapArea, Intent::Write, Op::Alloc);
+            let cell = measured.cells.get_mut(&key).expect("it was taken");
+            cell.contended = waits;
+            cell.wait = durations(&mut Dice::new(3), waits, 2_100.0);
+            let path = folder.path().join(format!("{repeat}.kct"));
+            write(
+                &path,
+                &spinlock().header,
+                &[sample::interval(0, measured)],
+                0,
+            );
+        }
+        folder
+    };
+    let comparison = compare(&alike(12), &alike(15));
+    let calm = row(&comparison, Role::BusyAreas, Op::Alloc, Intent::Write);
+    assert_eq!(calm.verdict, Verdict::NoDifference);
+    // Ten times as many are no chance.
+    let comparison = compare(&alike(12), &alike(120));
+    let worse = row(&comparison, Role::BusyAreas, Op::Alloc, Intent::Write);
+    assert_eq!(finding(worse, "wait_per_op_ns"), Finding::Worse);
 }
 
 #[test]
@@ -918,7 +995,7 @@ fn the_json_has_the_promised_schema() {
     assert_eq!(json["schema"], 1);
     has(
         &json,
-        "baseline candidate method band warnings remarks verdict summary rows locks ops",
+        "baseline candidate method band warnings remarks verdict summary rows locks ops nodes",
     );
     has(
         &json["baseline"],
@@ -934,6 +1011,11 @@ fn the_json_has_the_promised_schema() {
     has(
         &json["rows"],
         "worse better no_difference cannot_tell on_one_side",
+    );
+    has(&json["nodes"][0], "lock role baseline candidate");
+    has(
+        &json["nodes"][0]["candidate"],
+        "lock nodes acquisitions contended wait",
     );
     let lock = &json["locks"][0];
     has(lock, "role op intent verdict baseline candidate numbers");

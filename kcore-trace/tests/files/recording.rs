@@ -113,6 +113,25 @@ fn what_was_written_is_read_back() {
 }
 
 #[test]
+fn nodes_are_read_back_and_add_up() {
+    let (_folder, path) = folder();
+    let intervals: Vec<_> = (0..200)
+        .map(|index| sample::interval(index, sample::per_node(index % 3)))
+        .collect();
+    write(&path, &sample::per_node_header(), &intervals);
+    let recording = Recording::open(&path).unwrap();
+    assert_eq!(recording.total, sample::sum(&intervals));
+    assert_eq!(recording.total.nodes.len(), 2);
+    assert_eq!(read_intervals(&recording), intervals);
+    // Parts are differences of checkpoints.
+    let mut parts = Measured::default();
+    for part in recording.parts(1).unwrap() {
+        parts.add(&part);
+    }
+    assert_eq!(parts.nodes, recording.total.nodes);
+}
+
+#[test]
 fn every_reason_to_end_is_read_back() {
     for end in [
         End::Duration,

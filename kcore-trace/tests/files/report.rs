@@ -5,7 +5,7 @@ use std::{env, fs};
 
 use kcore_trace::model::{End, Header, HoldCoverage, Interval, Trailer};
 use kcore_trace::recording::{Recording, RecordingWriter};
-use kcore_trace::report::{Format, LockRow, Report, render};
+use kcore_trace::report::{By, Format, LockRow, Report, render};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op};
 use serde_json::Value;
 
@@ -34,7 +34,7 @@ pub(crate) fn assert_golden(name: &str, text: &str) {
 
 fn rendered(report: &Report, format: Format, columns: Option<u16>) -> String {
     let mut bytes = Vec::new();
-    render(report, format, columns, &mut bytes).expect("memory takes every write");
+    render(report, format, By::Op, columns, &mut bytes).expect("memory takes every write");
     String::from_utf8(bytes).expect("a report is text")
 }
 
@@ -92,6 +92,20 @@ fn calm() -> Report {
         &[sample::interval(0, sample::calm(1))],
         0,
     )
+}
+
+fn per_node() -> Report {
+    report(
+        &sample::per_node_header(),
+        &[sample::interval(0, sample::per_node(1))],
+        0,
+    )
+}
+
+fn by_node(report: &Report, format: Format) -> String {
+    let mut bytes = Vec::new();
+    render(report, format, By::Node, None, &mut bytes).expect("memory takes every write");
+    String::from_utf8(bytes).expect("a report is text")
 }
 
 fn golden_recording() -> Report {
@@ -252,6 +266,59 @@ fn every_row_of_the_csv_has_every_column() {
     }
 }
 
+#[test]
+fn a_line_under_the_locks_says_how_uneven_the_nodes_are() {
+    let text = text(&per_node());
+    let line = "vmap_node.busy: 4 nodes, 25.0 % each if even: node 0 has 62.5 % of acquisitions";
+    assert!(text.contains(line), "{text}");
+    assert!(!self::text(&busy()).contains("nodes, "));
+}
+
+#[test]
+fn by_node_every_node_has_a_line_also_one_that_was_not_used() {
+    let report = per_node();
+    assert_golden("by-node.txt", &by_node(&report, Format::Text));
+    let csv = by_node(&report, Format::Csv);
+    assert_eq!(csv.lines().count(), 1 + 2 * 4, "{csv}");
+    assert!(csv.contains("vmap_node.lazy,2,0,0,0\n"), "{csv}");
+    let none = by_node(&busy(), Format::Text);
+    assert!(none.contains("No lock of a node was seen"), "{none}");
+}
+
+#[test]
+fn the_nodes_of_a_lock_add_up_to_its_total() {
+    let report = per_node();
+    for total in &report.lock_totals {
+        let rows = report.nodes.iter().filter(|row| row.lock == total.lock);
+        let rows: Vec<_> = rows.collect();
+        if rows.is_empty() {
+            assert!(!total.lock.name().starts_with("vmap_node"));
+            continue;
+        }
+        let acquisitions: Option<u64> = rows.iter().map(|row| row.acquisitions).sum();
+        assert_eq!(acquisitions, total.counts.acquisitions);
+        let wait_ns: u64 = rows.iter().map(|row| row.wait_sum_ns).sum();
+        assert_eq!(wait_ns, total.wait.sum_ns);
+    }
+}
+
+#[test]
+fn what_nodes_have_of_unseen_acquisitions_is_null() {
+    let mut header = sample::per_node_header();
+    header.coverage = sample::degraded_header().coverage;
+    let mut measured = sample::per_node(1);
+    for nodes in measured.nodes.values_mut() {
+        nodes.acquisitions.fill(0);
+    }
+    let report = report(&header, &[sample::interval(0, measured)], 0);
+    let json = json(&report);
+    for node in json["nodes"].as_array().unwrap() {
+        assert!(node["acquisitions"].is_null() && node["contended"].is_number());
+    }
+    let text = text(&report);
+    assert!(text.contains("of contended acquisitions"), "{text}");
+}
+
 /// The fields that the schema promises; more may be added, none may go.
 #[test]
 fn the_json_has_the_promised_schema() {
@@ -277,6 +344,19 @@ fn the_json_has_the_promised_schema() {
     has(
         &json["locks"][0],
         "lock kind mode intent op acquisitions contended wait hold",
+    );
+    let json = self::json(&per_node());
+    has(
+        &json["nodes"][0],
+        "lock node acquisitions contended wait_sum_ns",
+    );
+    has(
+        &json["spreads"][0],
+        "lock nodes acquisitions contended wait",
+    );
+    has(
+        &json["spreads"][0]["wait"],
+        "busiest share max_over_mean used",
     );
     for dist in [
         &json["locks"][0]["wait"],

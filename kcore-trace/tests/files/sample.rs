@@ -6,7 +6,7 @@ use kcore_trace::distribution::{Distribution, Exact};
 use kcore_trace::host::Host;
 use kcore_trace::model::{
     Cell, CellKey, Coverage, Header, HoldCoverage, Interval, KernelName, Level, Loss, Measured,
-    Missing, OpCell, WaitCoverage,
+    Missing, Nodes, OpCell, WaitCoverage,
 };
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
@@ -177,8 +177,61 @@ pub(crate) fn busy(seed: u64) -> Measured {
             (Op::Vread, dice.op(310, 430_000)),
             (Op::Purge, dice.op(9, 1_100_000)),
         ]),
-        loss: Loss::default(),
+        ..Measured::default()
     }
+}
+
+/// What nodes have of a cell, in parts of these weights; the last gets what is left.
+pub(crate) fn spread(cell: &Cell, weights: &[u64]) -> Nodes {
+    let all: u64 = weights.iter().sum();
+    let column = |number: u64| {
+        let mut column: Vec<_> = weights.iter().map(|part| number * part / all).collect();
+        let rest = number - column.iter().sum::<u64>();
+        if let Some(last) = column.last_mut() {
+            *last += rest;
+        }
+        column
+    };
+    Nodes {
+        acquisitions: column(cell.acquisitions),
+        contended: column(cell.contended),
+        wait_sum_ns: column(cell.wait.sum_ns()),
+    }
+}
+
+/// A kernel with four nodes.
+pub(crate) fn per_node_header() -> Header {
+    let mut header = header();
+    header.kernel.release = "6.12.9-amd64".into();
+    header.kernel.era = "per-node".into();
+    header.kinds.remove(&Lock::VmapArea);
+    header.kinds.remove(&Lock::PurgeVmapArea);
+    header.kinds.insert(Lock::NodeBusy, Kind::Spinlock);
+    header.kinds.insert(Lock::NodeLazy, Kind::Spinlock);
+    header
+}
+
+/// One second of [`busy`] on four nodes, of which one is used most and one not at all.
+pub(crate) fn per_node(seed: u64) -> Measured {
+    let mut measured = busy(seed);
+    let renamed = std::mem::take(&mut measured.cells).into_iter();
+    for (mut key, cell) in renamed {
+        key.lock = match key.lock {
+            Lock::VmapArea => Lock::NodeBusy,
+            Lock::PurgeVmapArea => Lock::NodeLazy,
+            other => other,
+        };
+        if matches!(key.lock, Lock::NodeBusy | Lock::NodeLazy) {
+            let nodes = spread(&cell, &[5, 1, 0, 2]);
+            let earlier = Measured {
+                nodes: [(key.lock, nodes)].into(),
+                ..Measured::default()
+            };
+            measured.add(&earlier);
+        }
+        measured.cells.insert(key, cell);
+    }
+    measured
 }
 
 /// The interval with a number, of a second each.

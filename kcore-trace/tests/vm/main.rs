@@ -13,7 +13,7 @@ mod tool;
 
 use std::process::ExitCode;
 
-use cases::{blocks, churn, endings, plan, refusals};
+use cases::{blocks, churn, endings, nodes, plan, refusals};
 use guest::{Case, Needs};
 
 /// A case for guests of any shape.
@@ -110,6 +110,16 @@ const CASES: &[Case] = &[
     )
     .parallel(),
     case(
+        "contended_counts_waits_by_node_and_the_nodes_add_up",
+        nodes::contended_nodes,
+    )
+    .parallel(),
+    case(
+        "tracepoint_counts_waits_by_node_and_the_nodes_add_up",
+        nodes::tracepoint_nodes,
+    )
+    .parallel(),
+    case(
         "tracepoint_says_what_it_cannot_see",
         churn::tracepoint_coverage,
     )
@@ -150,6 +160,12 @@ const CASES: &[Case] = &[
     case("kprobe_sees_no_wait_on_one_cpu", churn::kprobe_waits)
         .alone()
         .for_every_type(),
+    case(
+        "kprobe_counts_locks_by_node_and_the_nodes_add_up",
+        nodes::kprobe_nodes,
+    )
+    .alone()
+    .for_every_type(),
     case("fentry_counts_every_operation", churn::fentry_operations).for_every_type(),
     case(
         "fentry_counts_the_locks_of_every_operation",
@@ -163,6 +179,11 @@ const CASES: &[Case] = &[
     )
     .for_every_type(),
     case("fentry_sees_waits_where_cpus_compete", churn::fentry_waits).for_every_type(),
+    case(
+        "fentry_counts_locks_by_node_and_the_nodes_add_up",
+        nodes::fentry_nodes,
+    )
+    .for_every_type(),
     case(
         "fentry_counts_the_locks_of_every_block",
         blocks::fentry_blocks,

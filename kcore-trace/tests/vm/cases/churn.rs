@@ -11,10 +11,10 @@ use serde_json::Value;
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report, load};
 
-const FENTRY: &[&str] = &["--hooks", "fentry", "-v"];
+pub(super) const FENTRY: &[&str] = &["--hooks", "fentry", "-v"];
 /// With diagnostics on, so that what is compiled out otherwise is verified too.
-const KPROBE: &[&str] = &["--hooks", "kprobe", "-vv"];
-const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended", "-v"];
+pub(super) const KPROBE: &[&str] = &["--hooks", "kprobe", "-vv"];
+pub(super) const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended", "-v"];
 const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended", "-v"];
 const TRACEPOINT: &[&str] = &["--hooks", "tracepoint"];
 
@@ -290,7 +290,7 @@ fn only_waits(report: &Report) -> Result<()> {
 }
 
 /// The tracepoints' report, or why this kernel has none.
-fn by_tracepoint() -> Result<Result<Report, String>> {
+pub(super) fn by_tracepoint() -> Result<Result<Report, String>> {
     match tool::recorded(TRACEPOINT) {
         Ok(report) => Ok(Ok(report)),
         Err(error) => {

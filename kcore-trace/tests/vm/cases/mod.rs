@@ -3,5 +3,6 @@
 pub(crate) mod blocks;
 pub(crate) mod churn;
 pub(crate) mod endings;
+pub(crate) mod nodes;
 pub(crate) mod plan;
 pub(crate) mod refusals;
