@@ -1,7 +1,9 @@
 //! The VM lab: emulated machines, the kernels that they boot, and what is run on them.
 //!
 //! [`kernels`] are Debian's own, [`build`] makes others of one source; [`cases`] runs the tests on
-//! them, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured. [`qemu`], [`initramfs`], [`artefacts`], [`protocol`] and [`schedule`] are the machinery.
+//! them, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured;
+//! [`selftest`] compares kernels with themselves. [`qemu`], [`initramfs`], [`artefacts`],
+//! [`protocol`] and [`schedule`] are the machinery.
 
 pub(crate) mod artefacts;
 pub(crate) mod build;
@@ -13,6 +15,7 @@ pub(crate) mod qemu;
 pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod schedule;
+mod selftest;
 mod workloads;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -39,6 +42,10 @@ pub(crate) enum Chore {
     Run(run::Options),
     /// Show what a run measured, beside what was published
     Report(report::Options),
+    /// Deal the repeats of a run to two sides at random, and see whether they differ
+    ///
+    /// Exits with 1 if fewer than 95 % of the rows say "no difference".
+    Selftest(selftest::Options),
 }
 
 /// The command `cargo xtask lab`.
@@ -66,6 +73,7 @@ pub(crate) fn run(places: &Places, chore: Chore) -> Result<ExitCode> {
         }
         Chore::Run(options) => run::command(places, &options),
         Chore::Report(options) => report::command(places, options),
+        Chore::Selftest(options) => selftest::command(places, options),
     }
 }
 

@@ -301,7 +301,7 @@ fn change(baseline: &[f64], candidate: &[f64]) -> String {
     if baseline.is_empty() || candidate.is_empty() {
         return "not measured".into();
     }
-    match stats::welch(&baseline, &candidate, ERROR, 0.0) {
+    match stats::welch(&baseline, &candidate, ERROR, [0.0; 2]) {
         Some(estimate) => format!(
             "{:+.2} % ({:+.2} to {:+.2})",
             percent(estimate.difference),

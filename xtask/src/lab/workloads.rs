@@ -72,11 +72,18 @@ impl Workload {
     }
 }
 
-/// The tests of `lib/test_vmalloc.c` (6.1) that the patch's author ran, each on its own as
+/// Fails on purpose, at an alignment that no address has.
+const ALIGN_SHIFT: &str = "align_shift_alloc_test, which is meant to fail";
+/// Its size is fixed, so that the number of loops says nothing.
+const PCPU: &str = "pcpu_alloc_test, 35,000 objects";
+/// The mask of every test that 6.1 has.
+const ALL: u32 = (1 << 10) - 1;
+
+/// The tests of `lib/test_vmalloc.c` (6.1), each on its own as
 /// `test_vmalloc.sh` does, and loads of `kcore-trace stress`. With one thread there are so many
 /// loops that it matters little whether the last purge of lazily freed areas, which comes after
 /// thousands of frees, falls into them.
-pub(crate) static WORKLOADS: [Workload; 15] = [
+pub(crate) static WORKLOADS: [Workload; 25] = [
     test_vmalloc("fix_size-1", "fix_size_alloc_test", 1, 1, 100_000).also_quick(),
     test_vmalloc("fix_size-4", "fix_size_alloc_test", 1, 4, 5_000).also_quick(),
     test_vmalloc("full_fit-1", "full_fit_alloc_test", 2, 1, 20_000),
@@ -85,6 +92,8 @@ pub(crate) static WORKLOADS: [Workload; 15] = [
     test_vmalloc("long_busy_list-4", "long_busy_list_alloc_test", 4, 4, 200),
     test_vmalloc("random_size-1", "random_size_alloc_test", 8, 1, 8_000),
     test_vmalloc("random_size-4", "random_size_alloc_test", 8, 4, 300),
+    test_vmalloc("fix_align-1", "fix_align_alloc_test", 16, 1, 20_000),
+    test_vmalloc("fix_align-4", "fix_align_alloc_test", 16, 4, 1_000),
     test_vmalloc(
         "random_size_align-1",
         "random_size_align_alloc_test",
@@ -99,17 +108,49 @@ pub(crate) static WORKLOADS: [Workload; 15] = [
         4,
         300,
     ),
+    test_vmalloc("align_shift-1", ALIGN_SHIFT, 64, 1, 1),
+    test_vmalloc("align_shift-4", ALIGN_SHIFT, 64, 4, 1),
+    test_vmalloc("pcpu-1", PCPU, 128, 1, 1),
+    test_vmalloc("pcpu-4", PCPU, 128, 4, 1),
+    test_vmalloc(
+        "kvfree_rcu_1_arg-1",
+        "kvfree_rcu_1_arg_vmalloc_test",
+        256,
+        1,
+        20_000,
+    ),
+    test_vmalloc(
+        "kvfree_rcu_1_arg-4",
+        "kvfree_rcu_1_arg_vmalloc_test",
+        256,
+        4,
+        1_000,
+    ),
+    test_vmalloc(
+        "kvfree_rcu_2_arg-1",
+        "kvfree_rcu_2_arg_vmalloc_test",
+        512,
+        1,
+        20_000,
+    ),
+    test_vmalloc(
+        "kvfree_rcu_2_arg-4",
+        "kvfree_rcu_2_arg_vmalloc_test",
+        512,
+        4,
+        1_000,
+    ),
     test_vmalloc(
         "all-1",
-        "the five tests together",
-        1 | 2 | 4 | 8 | 32,
+        "all of these tests, one after another",
+        ALL,
         1,
         4_000,
     ),
     test_vmalloc(
         "all-4",
-        "the five tests together",
-        1 | 2 | 4 | 8 | 32,
+        "all of these tests, one after another",
+        ALL,
         4,
         200,
     ),
@@ -194,6 +235,19 @@ mod tests {
                     .chars()
                     .all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
             );
+        }
+    }
+
+    #[test]
+    fn all_tests_are_those_that_are_run_on_their_own() {
+        for threads in [1, 4] {
+            let masks = WORKLOADS.iter().filter_map(|workload| match workload.work {
+                Work::TestVmalloc {
+                    mask, threads: own, ..
+                } => (own == threads && mask != ALL).then_some(mask),
+                Work::Stress(_) => None,
+            });
+            assert_eq!(masks.fold(0, |all, mask| all | mask), ALL);
         }
     }
 
