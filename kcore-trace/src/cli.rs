@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::compare::{self, Comparison, Side};
 use crate::diagnostics;
+use crate::exporter;
+use crate::exporter::serve::{self, ServeOptions};
 use crate::kernel::Facts;
 use crate::loader::LoadError;
 use crate::model::Level;
@@ -22,6 +25,7 @@ use crate::plan::{Hooks, Plan, Request};
 use crate::record::{self, RecordOptions};
 use crate::recording::Recording;
 use crate::report::{self, Report};
+use crate::sampling::Measuring;
 use crate::stress::{self, StressArgs};
 
 /// Where `record` writes and `report` reads, unless told otherwise.
@@ -50,6 +54,11 @@ enum Command {
     Plan(PlanArgs),
     /// Measure, until Ctrl-C, a duration or the end of a command
     Record(RecordArgs),
+    /// Measure for as long as it runs, and show the numbers to Prometheus
+    ///
+    /// /metrics has them as text, OpenMetrics, or protobuf with native histograms; /healthz and
+    /// /readyz are for supervisors. Once it measures, it gives up its capabilities.
+    Serve(ServeArgs),
     /// Show what was measured; needs no root
     Report(ReportArgs),
     /// Say what differs between two kernels on one machine, and how sure that is; needs no root
@@ -106,9 +115,32 @@ struct RecordArgs {
     /// Replace the recording if there is one
     #[arg(long)]
     force: bool,
+    /// Show the same numbers to Prometheus meanwhile, at this address such as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
     /// Run this command and measure until it ends
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Where to listen; anyone who reaches an address that is not loopback can read the numbers
+    #[arg(long, value_name = "ADDRESS", default_value_t = exporter::LISTEN)]
+    listen: SocketAddr,
+    /// Time between two readings of the counters, from 10ms to 1h
+    #[arg(short, long, value_name = "DURATION", value_parser = interval, default_value = "1s")]
+    interval: Duration,
+    /// How much to measure
+    #[arg(long, value_enum, default_value_t = Level::Contended)]
+    level: Level,
+    /// Take this way of attaching instead of the best one
+    #[arg(long, value_enum)]
+    hooks: Option<Hooks>,
+    /// Have the kernel keep the run time of BPF programs, of all of them, which costs each run some
+    /// ten nanoseconds; needs CAP_SYS_ADMIN
+    #[arg(long)]
+    program_statistics: bool,
 }
 
 #[derive(Args)]
@@ -181,6 +213,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Plan(args) => plan(args)?,
         Command::Record(args) => record(args)?,
+        Command::Serve(args) => serve(args)?,
         Command::Report(args) => report(args)?,
         Command::Compare(args) => return compare(args),
         Command::Stress(args) => stress::run(args)?,
@@ -243,13 +276,30 @@ fn record(args: &RecordArgs) -> Result<()> {
     record::run(RecordOptions {
         output: args.output.clone(),
         duration: args.duration,
-        interval: args.interval,
-        request: Request {
-            level: args.level,
-            hooks: args.hooks,
+        measuring: Measuring {
+            request: Request {
+                level: args.level,
+                hooks: args.hooks,
+            },
+            interval: args.interval,
         },
         force: args.force,
         command: args.command.clone(),
+        listen: args.listen,
+    })
+}
+
+fn serve(args: &ServeArgs) -> Result<()> {
+    serve::run(ServeOptions {
+        listen: args.listen,
+        measuring: Measuring {
+            request: Request {
+                level: args.level,
+                hooks: args.hooks,
+            },
+            interval: args.interval,
+        },
+        program_statistics: args.program_statistics,
     })
 }
 

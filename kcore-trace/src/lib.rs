@@ -4,24 +4,26 @@
 //! The pipeline, one module a stage; no arrow points back:
 //!
 //! ```text
-//! kernel ──► plan ──► loader ──► (programs count in the kernel) ──► snapshot ──► record
-//!    ▲         ▲                                                                   │
-//!  probes: the tables                                        recording ◄───────────┘
-//!                                                                │
-//!                                                                └──► report, compare
+//! kernel ──► plan ──► loader ──► (programs count in the kernel) ──► snapshot ──► sampling
+//!    ▲         ▲                                                                    │
+//!  probes: the tables                          exporter ◄───────────────────────────┤
+//!                                                                                   ▼
+//!                                        report, compare ◄── recording ◄───────── record
 //! ```
 //!
 //! * [`kernel`] gathers facts: what this kernel is and has; [`probes`] are the tables it looks for.
 //! * [`plan`] chooses, from facts alone, what is attached and says what is missing.
 //! * [`loader`] attaches the plan; [`counters`] are what the programs count, and [`snapshot`] reads
 //!   them as differences.
-//! * [`record`] drives both and writes a [`recording`]; [`report`] reads one and shows it;
-//!   [`compare`] sets two against each other.
+//! * [`sampling`] drives both, one interval after another; [`record`] writes them to a
+//!   [`recording`], [`exporter`] sums them up for Prometheus.
+//! * [`report`] reads a recording and shows it; [`compare`] sets two against each other.
 //! * [`model`] and [`distribution`] are the plain data in between, [`imbalance`] what they say of
 //!   nodes; [`host`] is the fingerprint.
 //! * [`stress`] makes a known load.
 //!
-//! Only `kernel`, `loader` and `counters` know aya, only `record` knows tokio; everything from
+//! Only `kernel`, `loader` and `counters` know aya, only `sampling`, `record` and `exporter` know
+//! tokio; everything from
 //! [`model`] on works on plain data, without root, on any machine.
 
 pub mod cli;
@@ -29,16 +31,19 @@ pub mod compare;
 pub mod counters;
 pub mod diagnostics;
 pub mod distribution;
+pub mod exporter;
 pub mod host;
 pub mod imbalance;
 pub mod kernel;
 pub mod loader;
 pub mod model;
 pub mod plan;
+mod privilege;
 pub mod probes;
 pub mod record;
 pub mod recording;
 pub mod report;
+pub mod sampling;
 pub mod snapshot;
 pub mod stress;
 mod syscall;

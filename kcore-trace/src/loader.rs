@@ -7,7 +7,7 @@
 //! Invariant: only programs of the plan are loaded. Maps are complete before the first attach.
 
 use std::fs;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::thread;
 
 use anyhow::{Context as _, Result};
@@ -48,6 +48,25 @@ pub enum LoadError {
     Verifier { program: String, log: String },
     #[error("the hook on `{target}`, without which nothing can be measured, was refused: {reason}")]
     Hook { target: String, reason: String },
+}
+
+/// What a program has cost since it was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramCost {
+    pub name: String,
+    pub runs: u64,
+    pub run_ns: u64,
+}
+
+/// Has the kernel keep the run time of every BPF program for as long as the result lives.
+///
+/// # Errors
+///
+/// It needs CAP_SYS_ADMIN.
+pub(crate) fn enable_statistics() -> Result<OwnedFd> {
+    aya::sys::enable_stats(aya::sys::Stats::RunTime).context(
+        "failed to have the kernel count the run time of programs; run it with CAP_SYS_ADMIN, or use `sysctl kernel.bpf_stats_enabled=1`",
+    )
 }
 
 /// A row of the site table, for the map.
@@ -129,6 +148,20 @@ impl Session {
             .iter()
             .filter_map(|name| recursion_misses(self.object.program(name)?))
             .sum()
+    }
+
+    /// What the kernel says of the run time of each program. It counts only while
+    /// `kernel.bpf_stats_enabled` is on, or [`enable_statistics`] is in force.
+    pub(crate) fn program_costs(&self) -> Vec<ProgramCost> {
+        let cost = |name: &String| {
+            let info = self.object.program(name)?.info().ok()?;
+            Some(ProgramCost {
+                name: name.clone(),
+                runs: info.run_count(),
+                run_ns: info.run_time().as_nanos() as u64,
+            })
+        };
+        self.loaded.iter().filter_map(cost).collect()
     }
 
     /// Passes on what the programs logged.

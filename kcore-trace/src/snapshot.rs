@@ -23,7 +23,7 @@ use crate::counters::Counters;
 use crate::distribution::{Distribution, Exact};
 use crate::loader::Session;
 use crate::model::{Cell, CellKey, Level, Loss, Measured, Nodes, OpCell};
-use crate::plan::{Hooks, Plan};
+use crate::plan::{Hooks, Plan, PlannedLock};
 
 /// Every so many snapshots all cells are looked at; with the default interval that is often enough
 /// for an unexpected combination to get its histogram within seconds.
@@ -69,6 +69,11 @@ impl Snapshots {
         self.counters.forget_extremes();
         self.take_all(session)?;
         Ok(())
+    }
+
+    /// Whether the counters may be read.
+    pub fn try_reading(&mut self) -> Result<()> {
+        self.counters.try_reading()
     }
 
     /// What was counted since the last call.
@@ -275,12 +280,8 @@ fn expected_series(plan: &Plan) -> Vec<usize> {
     let full = plan.level == Level::Full && plan.hooks != Hooks::Tracepoint;
     let mut expected = Vec::new();
     for planned in &plan.locks {
-        for &(intent, op) in expected_cells(planned.lock) {
-            let mode = match (planned.kind, intent) {
-                (Kind::Rwsem, Intent::Read) => Mode::Shared,
-                _ => Mode::Exclusive,
-            };
-            let index = cell::index(planned.lock, mode, intent, op);
+        for key in expected_keys(planned) {
+            let index = cell::index(key.lock, key.mode, key.intent, key.op);
             expected.push(series::wait(index));
             if planned.holds {
                 expected.push(series::hold(index));
@@ -291,6 +292,22 @@ fn expected_series(plan: &Plan) -> Vec<usize> {
         expected.extend(Op::ALL.iter().map(|op| series::op(op.index())));
     }
     expected
+}
+
+/// The cells of a planned lock that a kernel is expected to have.
+pub(crate) fn expected_keys(planned: &PlannedLock) -> impl Iterator<Item = CellKey> {
+    let (lock, kind) = (planned.lock, planned.kind);
+    expected_cells(lock)
+        .iter()
+        .map(move |&(intent, op)| CellKey {
+            lock,
+            mode: match (kind, intent) {
+                (Kind::Rwsem, Intent::Read) => Mode::Shared,
+                _ => Mode::Exclusive,
+            },
+            intent,
+            op,
+        })
 }
 
 const fn expected_cells(lock: Lock) -> &'static [(Intent, Op)] {

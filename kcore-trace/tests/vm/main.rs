@@ -13,7 +13,7 @@ mod tool;
 
 use std::process::ExitCode;
 
-use cases::{blocks, churn, endings, nodes, plan, refusals};
+use cases::{blocks, churn, endings, exporter, nodes, plan, refusals};
 use guest::{Case, Needs};
 
 /// A case for guests of any shape.
@@ -145,6 +145,21 @@ const CASES: &[Case] = &[
     )
     .alone()
     .anywhere(),
+    case(
+        "an_exporter_gives_up_its_capabilities_and_goes_on_measuring",
+        exporter::gives_up_capabilities,
+    )
+    .parallel()
+    .anywhere(),
+    case(
+        "an_exporter_that_is_killed_leaves_no_program_behind",
+        exporter::leaves_nothing_behind,
+    )
+    .alone()
+    .anywhere(),
+    case("an_exporter_ends_in_order", exporter::ends_in_order)
+        .alone()
+        .anywhere(),
     case("kprobe_counts_every_operation", churn::kprobe_operations)
         .alone()
         .for_every_type(),

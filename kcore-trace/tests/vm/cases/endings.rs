@@ -14,7 +14,7 @@ use crate::guest::{self, Guest, Outcome};
 use crate::tool;
 
 /// The least there is to attach: emulated kernels take long.
-const QUICK: [&str; 4] = ["--level", "contended", "--hooks", "tracepoint"];
+pub(crate) const QUICK: [&str; 4] = ["--level", "contended", "--hooks", "tracepoint"];
 /// Nothing takes that long, but on a machine that hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,7 +27,7 @@ fn recorder(path: &Path, more: &[&str]) -> Result<Option<Child>> {
     tool::start(&args).map(Some)
 }
 
-fn has_tracepoints() -> Result<bool> {
+pub(crate) fn has_tracepoints() -> Result<bool> {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     if let Some(&answer) = ANSWER.get() {
         return Ok(answer);
@@ -36,7 +36,7 @@ fn has_tracepoints() -> Result<bool> {
     Ok(*ANSWER.get_or_init(|| plan.status.success()))
 }
 
-fn no_tracepoints() -> Result<Outcome> {
+pub(crate) fn no_tracepoints() -> Result<Outcome> {
     Ok(Outcome::Skipped(
         "this kernel has no contention tracepoints, which attach quickest".into(),
     ))

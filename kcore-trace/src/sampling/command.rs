@@ -21,14 +21,14 @@ use crate::model::End;
 use crate::stress;
 
 /// A command that exists.
-pub(super) struct Command {
+pub(crate) struct Command {
     program: PathBuf,
     words: Vec<OsString>,
 }
 
 impl Command {
     /// Looks the program up as a shell does; nothing for no words.
-    pub(super) fn find(words: &[OsString]) -> Result<Option<Self>> {
+    pub(crate) fn find(words: &[OsString]) -> Result<Option<Self>> {
         let Some(name) = words.first() else {
             return Ok(None);
         };
@@ -53,7 +53,7 @@ impl Command {
         }
     }
 
-    pub(super) fn spawn(self) -> Result<Child> {
+    pub(crate) fn spawn(self) -> Result<Child> {
         let mut command = process::Command::new(&self.program);
         command.arg0(&self.words[0]).args(&self.words[1..]);
         command.env(stress::RECORDED, "1");
@@ -83,7 +83,7 @@ fn is_executable(path: &Path) -> bool {
 }
 
 /// The command while it runs.
-pub(super) struct Child {
+pub(crate) struct Child {
     child: process::Child,
     started: Instant,
     ended: Option<Instant>,
@@ -91,7 +91,7 @@ pub(super) struct Child {
 
 impl Child {
     /// Passes a signal on, unless it is one that a terminal sends to the command as well.
-    pub(super) fn signal(&self, signal: Caught) {
+    pub(crate) fn signal(&self, signal: Caught) {
         if signal.number == libc::SIGINT && is_in_foreground() {
             return;
         }
@@ -102,12 +102,12 @@ impl Child {
     }
 
     /// How long it ran, in nanoseconds; nothing while it runs.
-    pub(super) fn ran_ns(&self) -> Option<u64> {
+    pub(crate) fn ran_ns(&self) -> Option<u64> {
         Some((self.ended? - self.started).as_nanos() as u64)
     }
 
     /// Ends a command that outlives what was asked for; one whose measuring failed may go on.
-    pub(super) async fn stop(mut self, end: &End) {
+    pub(crate) async fn stop(mut self, end: &End) {
         if matches!(end, End::Duration) {
             self.signal(Caught {
                 number: libc::SIGTERM,
@@ -123,7 +123,7 @@ impl Child {
 
 /// Resolves with the exit code when the command ends (128 and the signal when it was killed);
 /// never when there is none.
-pub(super) async fn ended(child: &mut Option<Child>) -> Result<i32> {
+pub(crate) async fn ended(child: &mut Option<Child>) -> Result<i32> {
     let Some(child) = child else {
         return std::future::pending().await;
     };

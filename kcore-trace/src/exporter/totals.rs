@@ -1,0 +1,294 @@
+//! What was measured since the start, in the form that counters and histograms are exported in.
+//!
+//! In: intervals. Out: sums that never fall, which is what every rate is computed from. Series that
+//! the plan expects are there from the start, at zero: a counter that is born with its first sample
+//! has no rate of it.
+//!
+//! Invariant: a histogram has exactly as many samples as its buckets, so that no scraper refuses
+//! it. Counters and buckets of the kernel are read one after the other; a sample that is not yet in
+//! its bucket is counted with the next interval. One that never found a bucket is counted as of
+//! unknown length.
+
+use std::collections::BTreeMap;
+use std::mem::take;
+
+use kcore_trace_ebpf::bucket;
+use kcore_trace_ebpf::words::{Lock, Op};
+
+use crate::distribution::Distribution;
+use crate::model::{Cell, CellKey, Interval, Loss, Measured, Nodes, OpCell};
+
+/// A histogram since the start.
+#[derive(Debug)]
+pub(crate) struct Series {
+    /// Samples by the kernel's count.
+    counted: u64,
+    sum_ns: u64,
+    buckets: Vec<u64>,
+    placed: u64,
+    /// Counted samples that were in no bucket when the last interval ended.
+    unplaced: u64,
+    unknown: u64,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self {
+            counted: 0,
+            sum_ns: 0,
+            buckets: vec![0; bucket::COUNT],
+            placed: 0,
+            unplaced: 0,
+            unknown: 0,
+        }
+    }
+}
+
+impl Series {
+    /// Adds the samples of an interval. Whether the kernel ever had no bucket for a sample tells
+    /// those that are late from those that are lost.
+    fn add(&mut self, later: &Distribution) {
+        self.counted += later.count();
+        self.sum_ns += later.sum_ns();
+        for bucket in later.buckets() {
+            // A bucket of a distribution lies within one of the kernel.
+            self.buckets[bucket::index(bucket.lower_ns) as usize] += bucket.count;
+            self.placed += bucket.count;
+        }
+    }
+
+    /// Ends an interval: a sample that is late for the second time will not come.
+    fn settle(&mut self, without_bucket: u64) {
+        let unplaced = self.counted.saturating_sub(self.placed);
+        let lost = unplaced.min(self.unplaced).min(without_bucket);
+        self.unknown = self.unknown.max(lost);
+        self.unplaced = unplaced;
+    }
+
+    /// Samples that are in a bucket, or are known never to be.
+    pub(crate) fn count(&self) -> u64 {
+        self.placed + self.unknown
+    }
+
+    pub(crate) fn sum_seconds(&self) -> f64 {
+        self.sum_ns as f64 / 1e9
+    }
+
+    /// Samples for each bucket of the kernel.
+    pub(crate) fn buckets(&self) -> &[u64] {
+        &self.buckets
+    }
+
+    /// Samples whose length is not known.
+    pub(crate) fn unknown(&self) -> u64 {
+        self.unknown
+    }
+}
+
+/// The acquisitions of one cell since the start.
+#[derive(Debug, Default)]
+pub(crate) struct CellTotal {
+    pub(crate) acquisitions: u64,
+    pub(crate) contended: u64,
+    pub(crate) aborted: u64,
+    pub(crate) aborted_wait_ns: u64,
+    pub(crate) try_failed: u64,
+    pub(crate) wait: Series,
+    /// Nothing where holds are not seen.
+    pub(crate) hold: Option<Series>,
+}
+
+/// The operations of one kind since the start.
+#[derive(Debug, Default)]
+pub(crate) struct OpTotal {
+    pub(crate) count: u64,
+    /// Nothing where operations are only counted.
+    pub(crate) latency: Option<Series>,
+}
+
+/// Which series are there from the start, and what is seen of the others.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Expected {
+    pub(crate) cells: Vec<CellKey>,
+    /// Locks whose holds are seen.
+    pub(crate) holds: Vec<Lock>,
+    pub(crate) ops: Vec<Op>,
+    /// Whether operations are timed.
+    pub(crate) timed: bool,
+}
+
+/// Everything since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    expected: Expected,
+    pub(crate) cells: BTreeMap<CellKey, CellTotal>,
+    pub(crate) ops: BTreeMap<Op, OpTotal>,
+    /// The locks of nodes; the kernel has 128 nodes at most.
+    pub(crate) nodes: BTreeMap<Lock, Nodes>,
+    /// The numbers of the nodes as labels.
+    pub(crate) node_names: Vec<String>,
+    pub(crate) loss: Loss,
+    /// Nanoseconds that were measured.
+    pub(crate) measured_ns: u64,
+}
+
+impl Totals {
+    pub(crate) fn new(expected: Expected) -> Self {
+        let mut totals = Self {
+            expected,
+            ..Self::default()
+        };
+        for key in totals.expected.cells.clone() {
+            totals.cell(key);
+        }
+        for op in totals.expected.ops.clone() {
+            totals.op(op);
+        }
+        totals
+    }
+
+    pub(crate) fn add(&mut self, interval: &Interval) {
+        let Measured {
+            cells,
+            ops,
+            nodes,
+            loss,
+        } = &interval.measured;
+        let mut sum = Measured {
+            nodes: take(&mut self.nodes),
+            loss: self.loss,
+            ..Measured::default()
+        };
+        sum.add(&Measured {
+            nodes: nodes.clone(),
+            loss: *loss,
+            ..Measured::default()
+        });
+        (self.nodes, self.loss) = (sum.nodes, sum.loss);
+        let nodes = self.nodes.values().map(Nodes::count).max().unwrap_or(0);
+        let names = (self.node_names.len()..nodes).map(|node| node.to_string());
+        self.node_names.extend(names);
+        for (key, cell) in cells {
+            self.cell(*key).add(cell);
+        }
+        for (op, cell) in ops {
+            self.op(*op).add(cell);
+        }
+        self.settle();
+        self.measured_ns = interval.end_ns;
+    }
+
+    fn settle(&mut self) {
+        let without_bucket = self.loss.map_full;
+        let of_cells = self.cells.values_mut().flat_map(|cell| {
+            let CellTotal { wait, hold, .. } = cell;
+            std::iter::once(wait).chain(hold)
+        });
+        let of_ops = self.ops.values_mut().flat_map(|op| &mut op.latency);
+        for series in of_cells.chain(of_ops) {
+            series.settle(without_bucket);
+        }
+    }
+
+    fn cell(&mut self, key: CellKey) -> &mut CellTotal {
+        let holds = self.expected.holds.contains(&key.lock);
+        self.cells.entry(key).or_insert_with(|| CellTotal {
+            hold: holds.then(Series::default),
+            ..CellTotal::default()
+        })
+    }
+
+    fn op(&mut self, op: Op) -> &mut OpTotal {
+        let timed = self.expected.timed;
+        self.ops.entry(op).or_insert_with(|| OpTotal {
+            latency: timed.then(Series::default),
+            ..OpTotal::default()
+        })
+    }
+}
+
+impl CellTotal {
+    fn add(&mut self, later: &Cell) {
+        let Cell {
+            acquisitions,
+            contended,
+            aborted,
+            aborted_wait_ns,
+            try_failed,
+            releases: _,
+            wait,
+            hold,
+        } = later;
+        self.acquisitions += acquisitions;
+        self.contended += contended;
+        self.aborted += aborted;
+        self.aborted_wait_ns += aborted_wait_ns;
+        self.try_failed += try_failed;
+        self.wait.add(wait);
+        if let Some(series) = &mut self.hold {
+            series.add(hold);
+        }
+    }
+}
+
+impl OpTotal {
+    fn add(&mut self, later: &OpCell) {
+        let OpCell { count, latency } = later;
+        self.count += count;
+        if let Some(series) = &mut self.latency {
+            series.add(latency);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distribution::Exact;
+
+    const FIVE_NS: u64 = 5;
+
+    /// Samples of five nanoseconds, of which only some found a bucket.
+    fn waits(counted: u64, placed: u64) -> Distribution {
+        let mut buckets = vec![0; bucket::COUNT];
+        buckets[bucket::index(FIVE_NS) as usize] = placed;
+        let exact = Exact {
+            count: counted,
+            sum_ns: counted * FIVE_NS,
+            min_ns: FIVE_NS,
+            max_ns: FIVE_NS,
+        };
+        Distribution::from_buckets(exact, &buckets)
+    }
+
+    #[test]
+    fn a_sample_that_is_late_is_counted_with_its_bucket() {
+        let mut series = Series::default();
+        series.add(&waits(10, 8));
+        series.settle(0);
+        assert_eq!(series.count(), 8);
+        series.add(&waits(5, 7));
+        series.settle(0);
+        assert_eq!((series.count(), series.unknown()), (15, 0));
+        assert_eq!(series.buckets()[FIVE_NS as usize], 15);
+    }
+
+    #[test]
+    fn a_sample_that_found_no_bucket_is_of_unknown_length() {
+        let mut series = Series::default();
+        series.add(&waits(10, 7));
+        series.settle(3);
+        assert_eq!((series.count(), series.unknown()), (7, 0));
+        series.settle(3);
+        assert_eq!((series.count(), series.unknown()), (10, 3));
+    }
+
+    #[test]
+    fn no_more_samples_are_of_unknown_length_than_the_kernel_says() {
+        let mut series = Series::default();
+        series.add(&waits(10, 0));
+        series.settle(1);
+        series.settle(1);
+        assert_eq!((series.count(), series.unknown()), (1, 1));
+    }
+}

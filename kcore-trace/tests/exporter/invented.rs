@@ -1,0 +1,182 @@
+//! Measurements that never happened: plans from the facts of the lab's kernels, and intervals.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kcore_trace::distribution::{Distribution, Exact};
+use kcore_trace::exporter::Exporter;
+use kcore_trace::host::Host;
+use kcore_trace::kernel::Facts;
+use kcore_trace::loader::ProgramCost;
+use kcore_trace::model::{
+    Cell, CellKey, Header, Interval, KernelName, Level, Loss, Measured, Nodes, OpCell,
+};
+use kcore_trace::plan::{Plan, Request};
+use kcore_trace::sampling::Sample;
+use kcore_trace_ebpf::bucket;
+use kcore_trace_ebpf::layout::node;
+use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
+
+pub(crate) const ANY_PORT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+pub(crate) const SECOND_NS: u64 = 1_000_000_000;
+pub(crate) const CPUS: u32 = 256;
+/// The most that a kernel has (`vmap_init_nodes`, 6.9 to 7.3).
+pub(crate) const NODES: u64 = 128;
+
+pub(crate) fn plan(kernel: &str, level: Level) -> (Facts, Plan) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/plans");
+    let text = std::fs::read_to_string(folder.join(format!("{kernel}.facts.json"))).unwrap();
+    let facts = serde_json::from_str(&text).unwrap();
+    let plan = Plan::choose(&facts, &Request { level, hooks: None }).unwrap();
+    (facts, plan)
+}
+
+pub(crate) fn header(facts: &Facts, plan: &Plan) -> Header {
+    Header {
+        tool_version: "0.1.0".into(),
+        kernel: KernelName {
+            release: facts.release.clone(),
+            version: facts.version.clone(),
+            era: plan.era.name().into(),
+        },
+        host: Host {
+            cpus_online: Some(CPUS),
+            ..Host::default()
+        },
+        level: plan.level,
+        hooks: plan.hooks.name().into(),
+        coverage: plan.coverage.clone(),
+        kinds: plan.kinds(),
+        without_holds: plan.without_holds(),
+        command: Vec::new(),
+        started_at: "2026-11-22T22:50:00Z".into(),
+        interval_ns: SECOND_NS,
+    }
+}
+
+/// An exporter that knows what is measured, and has no interval yet.
+pub(crate) fn exporter(kernel: &str, level: Level) -> Exporter {
+    let exporter = Exporter::start(ANY_PORT).unwrap();
+    let (facts, plan) = plan(kernel, level);
+    exporter.describe(&header(&facts, &plan), &plan);
+    exporter
+}
+
+pub(crate) const WAITED: CellKey = CellKey {
+    lock: Lock::NodeBusy,
+    mode: Mode::Exclusive,
+    intent: Intent::Write,
+    op: Op::Alloc,
+};
+
+/// So many samples of each of these durations.
+pub(crate) fn durations(samples: &[(u64, u64)]) -> Distribution {
+    let mut buckets = vec![0; bucket::COUNT];
+    let mut exact = Exact {
+        min_ns: u64::MAX,
+        ..Exact::default()
+    };
+    for &(ns, count) in samples {
+        buckets[bucket::index(ns) as usize] += count;
+        exact.count += count;
+        exact.sum_ns += ns * count;
+        exact.min_ns = exact.min_ns.min(ns);
+        exact.max_ns = exact.max_ns.max(ns);
+    }
+    Distribution::from_buckets(exact, &buckets)
+}
+
+/// A cell with these waits, and as many holds.
+pub(crate) fn cell_of(waits: &[(u64, u64)]) -> Cell {
+    let wait = durations(waits);
+    Cell {
+        acquisitions: 2 * wait.count(),
+        contended: wait.count(),
+        releases: wait.count(),
+        hold: wait.clone(),
+        wait,
+        ..Cell::default()
+    }
+}
+
+pub(crate) fn sample(second: u64, measured: Measured) -> Sample {
+    Sample {
+        interval: Interval {
+            start_ns: second * SECOND_NS,
+            end_ns: (second + 1) * SECOND_NS,
+            measured,
+        },
+        snapshot: Duration::from_millis(1),
+        programs: vec![ProgramCost {
+            name: "spinslow_fx".into(),
+            runs: 10 * (second + 1),
+            run_ns: 1000 * (second + 1),
+        }],
+    }
+}
+
+/// An interval with waits in one cell.
+pub(crate) fn waits(second: u64, waits: &[(u64, u64)]) -> Sample {
+    sample(
+        second,
+        Measured {
+            cells: [(WAITED, cell_of(waits))].into(),
+            ..Measured::default()
+        },
+    )
+}
+
+/// Nodes of which each has one acquisition more than the one before, half of them contended.
+pub(crate) fn nodes(count: u64) -> Nodes {
+    let acquisitions: Vec<_> = (0..count).map(|node| 2 * (node + 1)).collect();
+    let contended: Vec<_> = acquisitions.iter().map(|number| number / 2).collect();
+    Nodes {
+        wait_sum_ns: contended.iter().map(|number| number * SECOND_NS).collect(),
+        acquisitions,
+        contended,
+    }
+}
+
+/// An interval in which everything happens that there are words for, in long and short.
+pub(crate) fn everything(second: u64) -> Sample {
+    let spread: Vec<_> = (0..36).map(|power| (3 << power >> 1, 5)).collect();
+    let cells = (0..cell::COUNT).map(|index| {
+        let (lock, mode, intent, op) = cell::words(index).unwrap();
+        let key = CellKey {
+            lock,
+            mode,
+            intent,
+            op,
+        };
+        let cell = Cell {
+            aborted: 1,
+            aborted_wait_ns: 2_000_000_000,
+            try_failed: 1,
+            ..cell_of(&spread)
+        };
+        (key, cell)
+    });
+    let ops = Op::ALL.iter().map(|op| {
+        let latency = durations(&spread);
+        let count = latency.count();
+        (*op, OpCell { count, latency })
+    });
+    let measured = Measured {
+        cells: cells.collect(),
+        ops: ops.collect(),
+        nodes: node::LOCKS.map(|lock| (lock, nodes(NODES))).into(),
+        loss: Loss {
+            recursion_misses: 1,
+            map_full: 2,
+            unmatched_releases: 3,
+            unmatched_acquisitions: 4,
+            unknown_sites: 5,
+            unfinished_ops: 6,
+            in_flight_waits: 7,
+            in_flight_holds: 8,
+        },
+    };
+    sample(second, measured)
+}
