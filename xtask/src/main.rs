@@ -2,13 +2,15 @@
 //!
 //! Owns the command line of the chores and nothing else: `setup` puts on
 //! this machine what a build and the VM lab need, `test` is the one test
-//! command, `demo` shows the tool on the running kernel, `lab` compares kernels,
-//! `bench` measures what the tool costs. Each chore is a module
+//! command, `demo` shows the tool on the running kernel, `dashboards` runs
+//! Grafana's against a real Prometheus, `lab` compares kernels, `bench`
+//! measures what the tool costs. Each chore is a module
 //! with one `run`; errors come up here and are printed once.
 
 mod bench;
 mod cargo;
 mod command;
+mod dashboards;
 mod debian;
 mod demo;
 mod lab;
@@ -43,6 +45,8 @@ enum Chore {
     Test(test::Options),
     /// Build the tool and show it on the running kernel
     Demo,
+    /// Run every query of the dashboards and rules against a real Prometheus
+    Dashboards(dashboards::Options),
     /// Compare kernels that differ in the type of a lock
     #[command(subcommand)]
     Lab(lab::Chore),
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::run(&places),
         Chore::Test(options) => test::run(&places, &options),
         Chore::Demo => demo::run(&places),
+        Chore::Dashboards(options) => dashboards::run(&places, &options),
         Chore::Lab(chore) => lab::run(&places, chore),
         Chore::Bench(options) => bench::run(&places, &options),
     });

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::{
     cargo,
     command::{self, shown},
-    complaint,
+    complaint, dashboards,
     lab::{
         self,
         build::variants,
@@ -102,6 +102,7 @@ impl Run<'_> {
         self.step("VM tests", |run| run.vm_tests(kernels, &guest))?;
         if !self.options.vm_only {
             self.step("the running kernel", |run| run.native_tests(&guest))?;
+            self.step("dashboards and rules", |run| run.dashboards(&guest))?;
             self.step("the lab, quickly", |run| run.lab(&guest))?;
         }
         Ok(())
@@ -211,6 +212,11 @@ impl Run<'_> {
             );
             self.tally.passed += 1;
         }
+        Ok(())
+    }
+
+    fn dashboards(&mut self, guest: &Path) -> Result<()> {
+        self.tally += dashboards::check(self.places, guest, false)?;
         Ok(())
     }
 
