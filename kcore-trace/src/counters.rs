@@ -35,6 +35,9 @@ pub struct Counters {
     numbers: HistogramOf,
 }
 
+/// The section of the programs that is this map.
+const HIST_OF: &str = ".bss.hist_of";
+
 /// A value of the contract, for writing a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -176,7 +179,8 @@ impl Counters {
         if next == before {
             return Ok(());
         }
-        let map = object.map_mut("HIST_OF").context("no map `HIST_OF`")?;
+        let map = object.map_mut(HIST_OF);
+        let map = map.with_context(|| format!("no map `{HIST_OF}`"))?;
         let mut map: Array<_, Numbers> = Array::try_from(map)?;
         map.set(0, Numbers(self.numbers), 0)
             .context("failed to hand out histograms")

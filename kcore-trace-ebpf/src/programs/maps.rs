@@ -4,11 +4,13 @@
 //! resets. They are plain arrays indexed by CPU: a look-up in one is a few instructions everywhere,
 //! while one in a per-CPU array is a call before 6.10, and userspace can map them into its memory.
 
+use core::cell::UnsafeCell;
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     CpuCounters, HISTOGRAMS, Histogram, HistogramOf, NodeCounters, SITE_CACHE, SLOTS, SiteTable,
-    Slot,
+    Slot, series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -28,9 +30,11 @@ pub(crate) static NODE_COUNTERS: Array<NodeCounters> = Array::with_max_entries(1
 #[map]
 pub(crate) static HISTS: Array<Histogram> = Array::with_max_entries(HISTOGRAMS, 0);
 
-/// Which histogram each series has. Written by userspace.
-#[map]
-pub(crate) static HIST_OF: Array<HistogramOf> = Array::with_max_entries(1, 0);
+/// Which histogram each series has. Written by userspace, as the map that the section becomes: its
+/// address is known to the programs, so that no look-up is needed.
+#[unsafe(link_section = ".bss.hist_of")]
+#[unsafe(no_mangle)]
+pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::COUNT]);
 
 /// What tasks are doing, found by a hash of the task's address: 224 KiB, with more than 64 CPUs
 /// 4 KiB for each.
@@ -42,5 +46,21 @@ pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
 pub(crate) static SITE_RANGES: Array<SiteTable> = Array::with_max_entries(1, 0);
 
 /// Return addresses that were looked up: the low half of the address, the site above it.
-#[map]
-pub(crate) static SITE_MEMO: Array<u64> = Array::with_max_entries(SITE_CACHE as u32, 0);
+pub(crate) static SITE_MEMO: Shared<[u64; SITE_CACHE]> = Shared::new([0; SITE_CACHE]);
+
+/// What all CPUs read and write.
+#[repr(transparent)]
+pub(crate) struct Shared<T>(UnsafeCell<T>);
+
+// SAFETY: plain words; each is read and written whole.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    pub(crate) const fn get(&self) -> *mut T {
+        self.0.get()
+    }
+}

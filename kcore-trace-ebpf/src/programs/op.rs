@@ -1,32 +1,26 @@
 //! The programs on vmalloc operations: which op a task is in, and how long it took.
 //!
-//! In: entry and exit of the op functions. Out: the `OPS` counters, and the live op in the task's
+//! In: entry and exit of the op functions. Out: the counters of ops, and the live op in the task's
 //! slot, under which its acquisitions are counted. An op inside another belongs to the outer one.
 //! While anyone is in a function that may take a `vmap_block.lock`, [`block_scopes`] is not zero.
 
-use core::cell::UnsafeCell;
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
 use kcore_trace_ebpf::layout::series;
 use kcore_trace_ebpf::words::Op;
 
+use super::maps::Shared;
 use super::slot::{self, Here, SPANNING};
 use super::{Context, programs, record};
 
-/// A counter that all CPUs share.
-struct Shared(UnsafeCell<u64>);
-
-// SAFETY: it is only added to atomically and read whole.
-unsafe impl Sync for Shared {}
-
-static BLOCK_SCOPES: Shared = Shared(UnsafeCell::new(0));
+static BLOCK_SCOPES: Shared<u64> = Shared::new(0);
 
 /// How many tasks are in a function that may take a `vmap_block.lock`.
 #[inline(always)]
 pub(crate) fn block_scopes() -> u64 {
     // SAFETY: the counter is a static.
-    unsafe { read_volatile(BLOCK_SCOPES.0.get()) }
+    unsafe { read_volatile(BLOCK_SCOPES.get()) }
 }
 
 /// Whether the current task is in a function that may take a `vmap_block.lock`.
@@ -115,7 +109,7 @@ fn enter_block_scope(here: Here) {
             return;
         }
         if (*slot).block_scope == 0 {
-            record::add(BLOCK_SCOPES.0.get(), 1);
+            record::add(BLOCK_SCOPES.get(), 1);
         }
         (*slot).block_scope = sp;
     }
@@ -129,7 +123,7 @@ fn exit_block_scope(here: Here) {
         let sp = slot::stack_address(here);
         if (*slot).block_scope == sp {
             (*slot).block_scope = 0;
-            record::add(BLOCK_SCOPES.0.get(), 1u64.wrapping_neg());
+            record::add(BLOCK_SCOPES.get(), 1u64.wrapping_neg());
         }
     }
 }

@@ -107,22 +107,19 @@ impl Cpu {
 
     #[inline(always)]
     fn histogram(self, series: u32, ns: u64) {
-        let Some(numbers) = HIST_OF.get(0) else {
-            return;
-        };
         let series = hidden(series.into());
         if series >= series::COUNT as u64 {
             return;
         }
         // SAFETY: the series is inside the array.
-        let number = unsafe { *numbers.as_ptr().add(series as usize) };
+        let number = unsafe { read_volatile(HIST_OF.get().cast::<u32>().add(series as usize)) };
         if number == 0 {
             return miss(miss::NO_HISTOGRAM);
         }
         let Some(histogram) = HISTS.get_ptr_mut((number - 1) * cpus() + self.id) else {
             return;
         };
-        let bucket = hidden(self.forget(bucket::index(ns)).into());
+        let bucket = hidden(self.forget(bucket::index_by(ns, exponent)).into());
         if bucket < bucket::COUNT as u64 {
             // SAFETY: the bucket is inside the histogram.
             unsafe {
@@ -131,6 +128,16 @@ impl Cpu {
             }
         }
     }
+}
+
+#[unsafe(no_mangle)]
+static EXPONENTS: [u8; 256] = bucket::EXPONENTS;
+
+#[inline(always)]
+fn exponent(byte: u64) -> u64 {
+    // SAFETY: the index is inside the table; hidden from the compiler, or it removes the mask that
+    // tells the verifier so.
+    unsafe { read_volatile(EXPONENTS.as_ptr().add((hidden(byte) & 0xff) as usize)).into() }
 }
 
 /// Adds to a counter.

@@ -46,11 +46,10 @@ pub(crate) fn of(address: u64) -> Option<Site> {
 #[inline(always)]
 fn packed(address: u64) -> u64 {
     let low = address & 0xffff_ffff;
-    let slot = ((address ^ address >> 8) & CACHE_MASK) as u32;
-    let Some(cached) = SITE_MEMO.get_ptr_mut(slot) else {
-        return NOWHERE;
-    };
-    // SAFETY: a map value; one word is read and written whole.
+    let slot = hidden(address ^ address >> 8) & CACHE_MASK;
+    // SAFETY: the slot is inside the array; one word is read and written whole.
+    let cached = unsafe { SITE_MEMO.get().cast::<u64>().add(slot as usize) };
+    // SAFETY: as above.
     let entry = unsafe { *cached };
     if entry & (VALID << 32 | 0xffff_ffff) == VALID << 32 | low {
         return entry >> 32 & !VALID;
