@@ -23,7 +23,7 @@ pub const HELD: usize = 6;
 pub const FRAMES: usize = 16;
 
 /// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
-pub const HISTOGRAMS: u32 = 112;
+pub const HISTOGRAMS: u32 = 104;
 
 /// The histogram of each series, plus one; zero for none.
 pub type HistogramOf = [u32; series::COUNT];
@@ -104,6 +104,65 @@ pub struct NodeCounters {
 
 const _: () = assert!(size_of::<NodeCounters>() == 24);
 
+/// Waits of one kind of acquisition for one kind of holder on one CPU; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct BlameCounters {
+    pub waits: u64,
+    pub wait_sum_ns: u64,
+}
+
+const _: () = assert!(size_of::<BlameCounters>() == 16);
+
+/// Who waits for whom: for each lock a row for each intent and op of a waiter, in it a counter for
+/// each intent and op of a holder, and one for a holder that is not known.
+pub mod blame {
+    use crate::words::{Intent, Lock, Op, cell};
+
+    /// Ways to take a lock, whatever its mode.
+    pub const PURPOSES: usize = Intent::COUNT * Op::COUNT;
+    /// The holder of which nothing is known.
+    pub const UNKNOWN: u32 = PURPOSES as u32;
+    pub const HOLDERS: usize = PURPOSES + 1;
+    /// Locks of one kernel, the most there are.
+    const LOCKS: usize = 7;
+    /// How many counters each CPU has: 55 KiB.
+    pub const COUNT: usize = LOCKS * PURPOSES * HOLDERS;
+
+    /// The place of each lock; locks that no kernel has together share one.
+    pub const PLACES: [u8; Lock::COUNT] = {
+        let mut places = [0; Lock::COUNT];
+        places[Lock::VmapArea.index()] = 0;
+        places[Lock::NodeBusy.index()] = 0;
+        places[Lock::PurgeVmapArea.index()] = 1;
+        places[Lock::NodeLazy.index()] = 1;
+        places[Lock::FreeVmapArea.index()] = 2;
+        places[Lock::VmapPurge.index()] = 3;
+        places[Lock::VmapBlock.index()] = 4;
+        places[Lock::NodePool.index()] = 5;
+        places[Lock::Kclist.index()] = 6;
+        places
+    };
+
+    /// The purpose of a cell.
+    #[inline(always)]
+    pub const fn purpose(cell: u64) -> u64 {
+        cell % PURPOSES as u64
+    }
+
+    /// The lock of a cell, by its number.
+    #[inline(always)]
+    pub const fn lock(cell: u64) -> u64 {
+        cell / cell::PER_LOCK as u64
+    }
+
+    /// The counter of a waiter with that purpose at the lock with that place.
+    #[inline(always)]
+    pub const fn index(place: u64, waiter: u64, holder: u64) -> u64 {
+        (place * PURPOSES as u64 + waiter) * HOLDERS as u64 + holder
+    }
+}
+
 /// The counters of one CPU; cumulative.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -141,6 +200,11 @@ pub struct Held {
     /// [`cell`] number; valid when the state is not waiting or the level is contended.
     pub cell: u32,
     pub state: u32,
+    /// Who held the lock when the wait began: a [`blame::purpose`], or [`blame::UNKNOWN`] while it
+    /// was changing hands.
+    pub holder: u32,
+    /// Keeps the size a multiple of eight.
+    pub reserved: u32,
 }
 
 /// An op that a task is in.
@@ -174,7 +238,7 @@ pub struct Slot {
     pub held: [Held; HELD],
 }
 
-const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + HELD * 24);
+const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + HELD * 32);
 
 /// The text range of a function that takes a lock or is on the way to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -372,7 +436,11 @@ pub fn node_lock(offset: u64, busy: u64, lazy: u64, pool: u64) -> Option<Lock> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::blame;
     use super::node::{counters, number, reciprocal};
+    use crate::words::{self, Lock, Mode, Op};
 
     #[test]
     fn a_node_is_told_by_multiplying_as_by_dividing() {
@@ -384,6 +452,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn purposes_of_waiters_and_holders_have_a_counter_each() {
+        let words = |cell| words::cell::words(cell).unwrap();
+        let mut seen = BTreeSet::new();
+        for cell in 0..words::cell::COUNT {
+            let (lock, mode, intent, op) = words(cell);
+            assert_eq!(blame::lock(cell as u64), lock.index() as u64);
+            let purpose = blame::purpose(cell as u64);
+            assert_eq!(purpose, (intent.index() * Op::COUNT + op.index()) as u64);
+            if mode == Mode::Exclusive && lock != Lock::VmapArea && lock != Lock::PurgeVmapArea {
+                let place = blame::PLACES[lock.index()].into();
+                for holder in 0..blame::HOLDERS as u64 {
+                    assert!(seen.insert(blame::index(place, purpose, holder)));
+                }
+            }
+        }
+        assert_eq!(seen.len(), blame::COUNT);
+        assert_eq!(seen.last(), Some(&(blame::COUNT as u64 - 1)));
     }
 
     #[test]

@@ -18,8 +18,8 @@ use aya::maps::{Array, Map};
 use aya_obj::generated::bpf_cmd;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
-    CellCounters, CpuCounters, Durations, Histogram, HistogramOf, NodeCounters, OpCounters, Slot,
-    miss, node, series, state,
+    BlameCounters, CellCounters, CpuCounters, Durations, Histogram, HistogramOf, NodeCounters,
+    OpCounters, Slot, blame, miss, node, series, state,
 };
 use kcore_trace_ebpf::words::{Op, cell};
 
@@ -30,6 +30,7 @@ pub struct Counters {
     cpus: Mapped<CpuCounters>,
     tasks: Mapped<Slot>,
     nodes: Mapped<NodeCounters>,
+    blame: Mapped<BlameCounters>,
     histograms: Histograms,
     /// Which histogram each series has, plus one, as the kernel's side sees it.
     numbers: HistogramOf,
@@ -52,11 +53,13 @@ impl Counters {
         let cpus = Mapped::new(object, "COUNTERS").context("failed to map the counters")?;
         let tasks = Mapped::new(object, "TASKS").context("failed to map what tasks are doing")?;
         let nodes = Mapped::new(object, "NODE_COUNTERS").context("failed to map those of nodes")?;
+        let blame = Mapped::new(object, "BLAME").context("failed to map those of waiters")?;
         let count = cpus.len();
         Ok(Self {
             cpus,
             tasks,
             nodes,
+            blame,
             histograms: Histograms::new(object, count)?,
             numbers: [0; series::COUNT],
         })
@@ -107,6 +110,18 @@ impl Counters {
             let cpu = unsafe { read_volatile(cpu) };
             sum.acquisitions += cpu.acquisitions;
             sum.contended += cpu.contended;
+            sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(cpu.wait_sum_ns);
+        }
+        sum
+    }
+
+    /// The sum of a waiter and a holder, by [`blame::index`].
+    pub fn blame(&self, index: usize) -> BlameCounters {
+        let mut sum = BlameCounters::default();
+        for cpu in self.blame.iter().skip(index).step_by(blame::COUNT) {
+            // SAFETY: a value of the map, plain integers.
+            let cpu = unsafe { read_volatile(cpu) };
+            sum.waits += cpu.waits;
             sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(cpu.wait_sum_ns);
         }
         sum
@@ -289,6 +304,8 @@ unsafe impl Plain for CpuCounters {}
 unsafe impl Plain for Slot {}
 // SAFETY: integers only.
 unsafe impl Plain for NodeCounters {}
+// SAFETY: integers only.
+unsafe impl Plain for BlameCounters {}
 
 /// An array of the kernel in our own memory.
 struct Mapped<T> {

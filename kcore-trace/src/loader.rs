@@ -17,7 +17,8 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
 use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::layout::{
-    HISTOGRAMS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, block, flag, node, text,
+    HISTOGRAMS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, blame, block, flag, node,
+    text,
 };
 use kcore_trace_ebpf::words::{Kind, Lock};
 use log::Log;
@@ -391,6 +392,7 @@ fn load_object(
         .map_max_entries("TASKS", slots)
         .map_max_entries("COUNTERS", cpus)
         .map_max_entries("NODE_COUNTERS", node_counters)
+        .map_max_entries("BLAME", cpus * blame::COUNT as u32)
         .map_max_entries("HISTS", cpus * HISTOGRAMS)
         .load(OBJECT)
         .context("failed to create the maps")

@@ -62,6 +62,35 @@ pub struct OpCell {
     pub latency: Distribution,
 }
 
+/// What a lock is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Purpose {
+    #[serde(with = "crate::words")]
+    pub intent: Intent,
+    #[serde(with = "crate::words")]
+    pub op: Op,
+}
+
+/// Who waits for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BlameKey {
+    #[serde(with = "crate::words")]
+    pub lock: Lock,
+    pub waiter: Purpose,
+    /// Who held the lock when the wait began, or took it last where several share it; if it was just
+    /// changing hands then, who held it last before the wait ended. Nothing if that is not known.
+    pub holder: Option<Purpose>,
+}
+
+/// The waits of one waiter for one holder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Blame {
+    pub waits: u64,
+    /// Nanoseconds waited in all, also for whoever came between.
+    pub wait_sum_ns: u64,
+}
+
 /// The nodes of one lock that every node has, each at its number: all columns are as long as there
 /// are nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +143,12 @@ pub struct Measured {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub nodes: BTreeMap<Lock, Nodes>,
+    /// Waits by who waited for whom; empty where holders are not known.
+    #[serde(
+        with = "crate::words::pairs",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub blame: BTreeMap<BlameKey, Blame>,
     pub loss: Loss,
 }
 
@@ -126,6 +161,7 @@ impl Measured {
             cells,
             ops,
             nodes,
+            blame,
             loss,
         } = later;
         for (key, cell) in cells {
@@ -137,6 +173,9 @@ impl Measured {
         for (lock, nodes) in nodes {
             self.nodes.entry(*lock).or_default().add(nodes);
         }
+        for (key, blame) in blame {
+            self.blame.entry(*key).or_default().add(blame);
+        }
         self.loss.add(loss);
     }
 
@@ -147,6 +186,7 @@ impl Measured {
             cells,
             ops,
             nodes,
+            blame,
             loss,
         } = earlier;
         for (key, before) in cells {
@@ -160,6 +200,10 @@ impl Measured {
         for (lock, before) in nodes {
             let nodes = rest.nodes.get_mut(lock)?;
             *nodes = nodes.since(before)?;
+        }
+        for (key, before) in blame {
+            let blame = rest.blame.get_mut(key)?;
+            *blame = blame.since(before)?;
         }
         rest.loss = rest.loss.since(loss)?;
         Some(rest)
@@ -224,6 +268,22 @@ impl OpCell {
         Some(Self {
             count: self.count.checked_sub(*count)?,
             latency: self.latency.since(latency)?,
+        })
+    }
+}
+
+impl Blame {
+    pub(crate) fn add(&mut self, later: &Self) {
+        let Self { waits, wait_sum_ns } = later;
+        self.waits += waits;
+        self.wait_sum_ns += wait_sum_ns;
+    }
+
+    fn since(&self, earlier: &Self) -> Option<Self> {
+        let Self { waits, wait_sum_ns } = earlier;
+        Some(Self {
+            waits: self.waits.checked_sub(*waits)?,
+            wait_sum_ns: self.wait_sum_ns.checked_sub(*wait_sum_ns)?,
         })
     }
 }

@@ -11,18 +11,19 @@
 //!
 //! Invariant: what is read is a difference; minimum and maximum are those since measuring began.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::{
-    CellCounters, Durations, Histogram, NodeCounters, OpCounters, miss, node, series,
+    BlameCounters, CellCounters, Durations, Histogram, NodeCounters, OpCounters, blame, miss, node,
+    series,
 };
 use kcore_trace_ebpf::words::{self, Intent, Kind, Lock, Mode, Op, cell};
 
 use crate::counters::Counters;
 use crate::distribution::{Distribution, Exact};
 use crate::loader::Session;
-use crate::model::{Cell, CellKey, Level, Loss, Measured, Nodes, OpCell};
+use crate::model::{Blame, BlameKey, Cell, CellKey, Level, Loss, Measured, Nodes, OpCell, Purpose};
 use crate::plan::{Hooks, Plan, PlannedLock};
 
 /// Every so many snapshots all cells are looked at; with the default interval that is often enough
@@ -36,6 +37,8 @@ pub struct Snapshots {
     ops: Vec<OpCounters>,
     /// The counters of each node's locks; none on kernels without nodes.
     nodes: Vec<[NodeCounters; node::LOCKS.len()]>,
+    /// The counters of waiters by holder, by [`blame::index`].
+    blame: Vec<BlameCounters>,
     /// Buckets of each series that was read, as they were.
     buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
@@ -54,6 +57,7 @@ impl Snapshots {
             cells: vec![CellCounters::default(); cell::COUNT],
             ops: vec![OpCounters::default(); Op::COUNT],
             nodes: vec![Default::default(); nodes],
+            blame: vec![BlameCounters::default(); blame::COUNT],
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
@@ -91,6 +95,7 @@ impl Snapshots {
         let cells = self.read_cells(every_cell)?;
         let ops = self.read_ops(session)?;
         let nodes = self.read_nodes();
+        let blame = self.read_blame(&cells, every_cell);
         let loss = self.read_loss(session);
         let unserved = self.without_histogram();
         session.hand_out(&mut self.counters, &unserved)?;
@@ -98,6 +103,7 @@ impl Snapshots {
             cells,
             ops,
             nodes,
+            blame,
             loss,
         })
     }
@@ -167,6 +173,50 @@ impl Snapshots {
         nodes
     }
 
+    /// The waiters that met a holder, and whom; of cells that nobody waited in nothing is read.
+    fn read_blame(
+        &mut self,
+        changed: &BTreeMap<CellKey, Cell>,
+        every_cell: bool,
+    ) -> BTreeMap<BlameKey, Blame> {
+        let waited = |index: usize| self.cells[index].contended > 0;
+        let waiters: BTreeSet<(Lock, Purpose)> = (0..cell::COUNT)
+            .filter(|&index| waited(index))
+            .filter_map(|index| {
+                let (lock, mode, intent, op) = cell::words(index)?;
+                let key = CellKey {
+                    lock,
+                    mode,
+                    intent,
+                    op,
+                };
+                let read = every_cell || changed.get(&key).is_some_and(|cell| cell.contended > 0);
+                read.then_some((lock, Purpose { intent, op }))
+            })
+            .collect();
+        let mut blame = BTreeMap::new();
+        for (lock, waiter) in waiters {
+            for holder in 0..blame::HOLDERS {
+                let place = blame::PLACES[lock.index()].into();
+                let index = blame::index(place, number(waiter), holder as u64) as usize;
+                let after = self.counters.blame(index);
+                let before = std::mem::replace(&mut self.blame[index], after);
+                let waits = after.waits - before.waits;
+                if waits > 0 {
+                    let holder = purpose(holder);
+                    let key = BlameKey {
+                        lock,
+                        waiter,
+                        holder,
+                    };
+                    let wait_sum_ns = after.wait_sum_ns.wrapping_sub(before.wait_sum_ns);
+                    blame.insert(key, Blame { waits, wait_sum_ns });
+                }
+            }
+        }
+        blame
+    }
+
     /// Samples of each bucket since the last call; none of a series that did not change, or that
     /// has no histogram.
     fn buckets_of(&mut self, series: usize, changed: bool) -> Result<Vec<u64>> {
@@ -216,6 +266,19 @@ impl Snapshots {
             .filter(|&series| !self.counters.has_histogram(series))
             .collect()
     }
+}
+
+/// The number of a purpose, as the programs have it.
+fn number(purpose: Purpose) -> u64 {
+    let Purpose { intent, op } = purpose;
+    blame::purpose(cell::index(Lock::VmapArea, Mode::Exclusive, intent, op) as u64)
+}
+
+/// The purpose with that number; nothing for [`blame::UNKNOWN`].
+fn purpose(number: usize) -> Option<Purpose> {
+    let known = number < blame::PURPOSES;
+    let (_, _, intent, op) = known.then(|| cell::words(number)).flatten()?;
+    Some(Purpose { intent, op })
 }
 
 fn key(index: usize) -> Result<CellKey> {

@@ -9,7 +9,7 @@ use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::{Cell, CellKey, Nodes, OpCell};
+use crate::model::{Nodes, OpCell};
 
 /// A word that has a name.
 pub trait Word: Copy + Ord {
@@ -137,17 +137,20 @@ pub mod list {
 pub mod pairs {
     use super::*;
 
-    pub fn serialize<S: Serializer>(
-        map: &BTreeMap<CellKey, Cell>,
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(map)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<BTreeMap<CellKey, Cell>, D::Error> {
-        Ok(Vec::<(CellKey, Cell)>::deserialize(deserializer)?
+    pub fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(deserializer)?
             .into_iter()
             .collect())
     }

@@ -10,11 +10,15 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
-use kcore_trace_ebpf::layout::{CellCounters, Held, Slot, flag, miss, series, state, text};
+use kcore_trace_ebpf::layout::{
+    CellCounters, Held, Slot, blame::UNKNOWN, flag, miss, series, state, text,
+};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 
+use super::blame;
 use super::constants::{flags, kernel};
 use super::hidden;
+use super::holder;
 use super::node;
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
@@ -159,7 +163,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
         let held = match slot::held(slot, taken.address, state::WAITING) {
             Some(waiting) => {
                 let wait_ns = now().wrapping_sub((*waiting).since_ns);
-                wait_ended(cpu, counters, index, taken.address, wait_ns);
+                wait_ended(cpu, counters, waiting, index, wait_ns);
                 waiting
             }
             None if taken.followed => {
@@ -171,6 +175,9 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
             None => return,
         };
         (*held).cell = index;
+        if taken.followed && blame::counts() {
+            holder::took(taken.address, index);
+        }
         become_held(slot, held, taken.followed);
     }
 }
@@ -227,7 +234,7 @@ pub(crate) fn tried(got_it: bool, followed: bool) {
         node::acquired(cpu, index, (*held).address);
         if waited {
             let wait_ns = now().wrapping_sub((*held).since_ns);
-            wait_ended(cpu, counters, index, (*held).address, wait_ns);
+            wait_ended(cpu, counters, held, index, wait_ns);
         }
         become_held(slot, held, followed);
     }
@@ -261,17 +268,25 @@ unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
 unsafe fn wait_ended(
     cpu: Cpu,
     counters: *mut CellCounters,
+    held: *const Held,
     index: u32,
-    address: u64,
     wait_ns: u64,
 ) {
-    // SAFETY: the caller passes a map value.
+    // SAFETY: the caller passes map values.
     unsafe {
         record::add(&raw mut (*counters).contended, 1);
         let series = series::wait(index as usize) as u32;
         cpu.duration(&raw mut (*counters).wait, series, wait_ns);
+        node::waited(cpu, index, (*held).address, wait_ns);
+        if blame::counts() {
+            // Unknown, if the lock was changing hands when the wait began.
+            let holder = match (*held).holder {
+                UNKNOWN => holder::last((*held).address),
+                holder => holder,
+            };
+            blame::waited(cpu, index, holder, wait_ns);
+        }
     }
-    node::waited(cpu, index, address, wait_ns);
 }
 
 #[inline(always)]
@@ -322,7 +337,7 @@ pub(crate) fn slow_path(address: u64) {
                 (*held).state = state::WAITING;
             }
         } else {
-            wait_begins(slot, address, 0);
+            wait_begins(slot, address, 0, holder::of(address));
         }
     }
 }
@@ -337,11 +352,11 @@ pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
     let cell = cpu.forget(cell_of(taken, intent, stack.op));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
-    unsafe { wait_begins(slot, taken.address, cell) };
+    unsafe { wait_begins(slot, taken.address, cell, UNKNOWN) };
 }
 
 #[inline(always)]
-unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32) {
+unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, holder: u32) {
     // SAFETY: the caller passes a map value.
     unsafe {
         let held = match slot::held(slot, address, state::WAITING) {
@@ -354,6 +369,7 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32) {
             }
         };
         (*held).cell = cell;
+        (*held).holder = holder;
         since_now(slot, held);
     }
 }
@@ -406,7 +422,7 @@ unsafe fn done(slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
             return;
         }
         let wait_ns = now().wrapping_sub((*held).since_ns);
-        wait_ended(cpu, counters, index, (*held).address, wait_ns);
+        wait_ended(cpu, counters, held, index, wait_ns);
         become_held(slot, held, followed && flags(flag::EVERY_ACQUISITION) != 0);
     }
 }
@@ -425,21 +441,21 @@ pub(crate) fn forget(address: u64) {
 
 /// The release function was called.
 #[inline(always)]
-pub(crate) fn release(address: u64) {
+pub(crate) fn release(address: u64, mode: Mode) {
     let end_ns = now();
-    if !try_release(address, end_ns) {
+    if !try_release(address, mode, end_ns) {
         record::miss(miss::UNMATCHED_RELEASE);
     }
 }
 
 /// The release function was called with a lock that may be one of ours.
 #[inline(always)]
-pub(crate) fn release_if_held(address: u64) {
-    try_release(address, now());
+pub(crate) fn release_if_held(address: u64, mode: Mode) {
+    try_release(address, mode, now());
 }
 
 #[inline(always)]
-fn try_release(address: u64, end_ns: u64) -> bool {
+fn try_release(address: u64, mode: Mode, end_ns: u64) -> bool {
     let Some(slot) = slot::find() else {
         return false;
     };
@@ -450,6 +466,12 @@ fn try_release(address: u64, end_ns: u64) -> bool {
         };
         hold_ended(held, end_ns);
         slot::vacate(slot, held);
+    }
+    // Others may still share it with the one that took it last.
+    if let Mode::Exclusive = mode
+        && blame::counts()
+    {
+        holder::left(address);
     }
     true
 }

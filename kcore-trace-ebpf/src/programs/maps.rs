@@ -9,8 +9,8 @@ use core::cell::UnsafeCell;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
-    CpuCounters, HISTOGRAMS, Histogram, HistogramOf, NodeCounters, SITE_CACHE, SLOTS, SiteTable,
-    Slot, series,
+    BlameCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf, NodeCounters, SITE_CACHE,
+    SLOTS, SiteTable, Slot, series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -25,7 +25,11 @@ pub(crate) static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MAPP
 #[map]
 pub(crate) static NODE_COUNTERS: Array<NodeCounters> = Array::with_max_entries(1, MAPPABLE);
 
-/// A pool of histograms, 434 KiB per CPU: those of one number for all CPUs stand together. A tenth
+/// Who waits for whom: 55 KiB for each CPU, those of a CPU together.
+#[map]
+pub(crate) static BLAME: Array<BlameCounters> = Array::with_max_entries(1, MAPPABLE);
+
+/// A pool of histograms, 403 KiB per CPU: those of one number for all CPUs stand together. A tenth
 /// of the cells occurs on any one kernel, so userspace hands them out.
 #[map]
 pub(crate) static HISTS: Array<Histogram> = Array::with_max_entries(HISTOGRAMS, 0);
@@ -36,7 +40,7 @@ pub(crate) static HISTS: Array<Histogram> = Array::with_max_entries(HISTOGRAMS, 
 #[unsafe(no_mangle)]
 pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::COUNT]);
 
-/// What tasks are doing, found by a hash of the task's address: 224 KiB, with more than 64 CPUs
+/// What tasks are doing, found by a hash of the task's address: 272 KiB, with more than 64 CPUs
 /// 4 KiB for each.
 #[map]
 pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);

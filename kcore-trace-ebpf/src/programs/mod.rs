@@ -9,14 +9,16 @@
 //!
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
 //! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those
-//! of single nodes; [`lock`] is the state machine of an acquisition; [`spin`], [`sleeping`], [`op`]
+//! of single nodes, [`blame`] those of waiters by holder, which [`holder`] knows; [`lock`] is the state machine of an acquisition; [`spin`], [`sleeping`], [`op`]
 //! and [`tracepoint`] are the programs, each a few lines that fetch arguments.
 
 use core::arch::asm;
 use core::mem::MaybeUninit;
 use core::ptr::{read_volatile, write_volatile};
 
+mod blame;
 mod constants;
+mod holder;
 mod lock;
 mod maps;
 mod node;

@@ -61,11 +61,15 @@ fn role(kind: Type, address: u64) -> Option<Lock> {
 
 #[inline(always)]
 fn taken(kind: Type, address: u64, lock: Lock) -> Taken {
-    let mode = match kind {
+    Taken::new(address, lock, mode(kind), true)
+}
+
+#[inline(always)]
+fn mode(kind: Type) -> Mode {
+    match kind {
         Type::Rwsem(mode) => mode,
         Type::Mutex => Mode::Exclusive,
-    };
-    Taken::new(address, lock, mode, true)
+    }
 }
 
 /// Whether `vmap_block.lock` is a mutex and someone is in a function that may take one.
@@ -125,10 +129,11 @@ fn called(ctx: Context, kind: Type, outcome: Outcome) {
 
 #[inline(always)]
 fn released(kind: Type, address: u64) {
+    let mode = mode(kind);
     if role(kind, address).is_some() {
-        lock::release(address);
+        lock::release(address, mode);
     } else if blocks_in_use(kind) {
-        lock::release_if_held(address);
+        lock::release_if_held(address, mode);
     }
 }
 

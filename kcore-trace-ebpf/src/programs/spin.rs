@@ -102,9 +102,9 @@ fn identify(address: u64, here: Here, caller: Caller) -> Option<Taken> {
 #[inline(always)]
 fn released(address: u64) {
     if role(address).is_some() {
-        lock::release(address);
+        lock::release(address, Mode::Exclusive);
     } else if blocks_in_use() {
-        lock::release_if_held(address);
+        lock::release_if_held(address, Mode::Exclusive);
     }
 }
 

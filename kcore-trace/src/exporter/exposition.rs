@@ -25,7 +25,7 @@ use super::process::Process;
 use super::state::{State, Subject};
 use super::totals::{CellTotal, Series, Totals};
 use crate::host::UNKNOWN;
-use crate::model::{CellKey, Nodes};
+use crate::model::{Blame, BlameKey, CellKey, Nodes};
 
 /// What stands before the name of every metric that is this tool's own.
 const PREFIX: &str = "kcore_trace";
@@ -344,6 +344,20 @@ static ROWS: &[Row] = &[
         },
     },
     Row {
+        family: counter(
+            "blamed_waits",
+            "Waits by what the holder was doing when the wait began; only at level full",
+        ),
+        samples: |state| of_blame(state, |blame| Value::Whole(blame.waits)),
+    },
+    Row {
+        family: seconds(counter(
+            "blamed_wait",
+            "Time waited by what the holder was doing when the wait began; only at level full",
+        )),
+        samples: |state| of_blame(state, |blame| Value::Real(blame.wait_sum_ns as f64 / 1e9)),
+    },
+    Row {
         family: histogram("operation", "Vmalloc operations, from entry to return"),
         samples: |state| {
             let ops = state.totals.ops.iter();
@@ -632,6 +646,25 @@ fn of_nodes<'a>(state: &'a State, value: impl Fn(&Nodes, usize) -> Value<'a>) ->
         })
     });
     each.collect()
+}
+
+/// A value for each waiter and holder that met.
+fn of_blame<'a>(state: &'a State, value: impl Fn(&Blame) -> Value<'a>) -> Samples<'a> {
+    let sample = |(key, blame): (&BlameKey, &Blame)| {
+        let holder = key.holder;
+        let labels = vec![
+            ("lock", key.lock.name()),
+            ("intent", key.waiter.intent.name()),
+            ("op", key.waiter.op.name()),
+            (
+                "holder_intent",
+                holder.map_or(UNKNOWN, |it| it.intent.name()),
+            ),
+            ("holder_op", holder.map_or(UNKNOWN, |it| it.op.name())),
+        ];
+        (labels, value(blame))
+    };
+    state.totals.blame.iter().map(sample).collect()
 }
 
 fn losses(state: &State) -> Samples<'_> {

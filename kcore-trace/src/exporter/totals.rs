@@ -16,7 +16,7 @@ use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::words::{Lock, Op};
 
 use crate::distribution::Distribution;
-use crate::model::{Cell, CellKey, Interval, Loss, Measured, Nodes, OpCell};
+use crate::model::{Blame, BlameKey, Cell, CellKey, Interval, Loss, Measured, Nodes, OpCell};
 
 /// A histogram since the start.
 #[derive(Debug)]
@@ -125,6 +125,8 @@ pub(crate) struct Totals {
     pub(crate) ops: BTreeMap<Op, OpTotal>,
     /// The locks of nodes; the kernel has 128 nodes at most.
     pub(crate) nodes: BTreeMap<Lock, Nodes>,
+    /// Who waited for whom.
+    pub(crate) blame: BTreeMap<BlameKey, Blame>,
     /// The numbers of the nodes as labels.
     pub(crate) node_names: Vec<String>,
     pub(crate) loss: Loss,
@@ -152,19 +154,22 @@ impl Totals {
             cells,
             ops,
             nodes,
+            blame,
             loss,
         } = &interval.measured;
         let mut sum = Measured {
             nodes: take(&mut self.nodes),
+            blame: take(&mut self.blame),
             loss: self.loss,
             ..Measured::default()
         };
         sum.add(&Measured {
             nodes: nodes.clone(),
+            blame: blame.clone(),
             loss: *loss,
             ..Measured::default()
         });
-        (self.nodes, self.loss) = (sum.nodes, sum.loss);
+        (self.nodes, self.blame, self.loss) = (sum.nodes, sum.blame, sum.loss);
         let nodes = self.nodes.values().map(Nodes::count).max().unwrap_or(0);
         let names = (self.node_names.len()..nodes).map(|node| node.to_string());
         self.node_names.extend(names);

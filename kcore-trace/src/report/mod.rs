@@ -7,6 +7,7 @@
 //! Invariant: what was not measured is null and never zero. A row of zeros is left out.
 
 mod bars;
+mod blame;
 mod csv;
 mod json;
 mod nodes;
@@ -20,6 +21,7 @@ use std::io::{self, Write};
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde::{Serialize, Serializer};
 
+pub use blame::{BlameMatrix, BlameRow, BlameShares};
 pub use nodes::NodeRow;
 
 use crate::distribution::{Bucket, Distribution};
@@ -74,6 +76,8 @@ pub struct Report {
     pub nodes: Vec<NodeRow>,
     /// How uneven the nodes of each lock are.
     pub spreads: Vec<Spread>,
+    /// Null where holders are not known.
+    pub blame: Option<BlameMatrix>,
 }
 
 /// What was measured, where, and for how long.
@@ -231,6 +235,9 @@ impl Report {
                 .collect(),
             nodes: nodes::rows(&recording.total, sees_acquisitions(header)),
             spreads: nodes::spreads(&recording.total),
+            blame: blame::knows_holders(header)
+                .then(|| blame::matrix(&header.kinds, &recording.total))
+                .flatten(),
         }
     }
 }

@@ -6,9 +6,9 @@
 
 use std::fmt::Write as _;
 
-use super::nodes;
 use super::tables::{self, Sides};
 use super::{By, Dist, LockTotal, Report, bars};
+use super::{blame, nodes};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
 use crate::{table, units};
@@ -19,7 +19,10 @@ const NAME_WIDTH: usize = 10;
 pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
     let mut blocks = vec![head(report)];
     match by {
-        By::Op => blocks.extend(locks(report, columns)),
+        By::Op => {
+            blocks.extend(locks(report, columns));
+            blocks.extend(report.blame.as_ref().and_then(blame::text));
+        }
         By::Node => blocks.push(nodes::text(report)),
     }
     if !report.ops.is_empty() {

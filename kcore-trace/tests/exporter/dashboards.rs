@@ -14,6 +14,7 @@ const UNSHOWN: &[&str] = &[
     // A sum for a rate; the panels count contended ones, which every level sees.
     "kcore_trace_acquisitions_total",
     "kcore_trace_node_acquisitions_total",
+    "kcore_trace_blamed_waits_total",
     // Of operations and trylocks, which no dashboard is about.
     "kcore_trace_operations_total",
     "kcore_trace_operation_seconds",

@@ -1,5 +1,6 @@
 //! Measurements that never happened: plans from the facts of the lab's kernels, and intervals.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use kcore_trace::host::Host;
 use kcore_trace::kernel::Facts;
 use kcore_trace::loader::ProgramCost;
 use kcore_trace::model::{
-    Cell, CellKey, Header, Interval, KernelName, Level, Loss, Measured, Nodes, OpCell,
+    Blame, BlameKey, Cell, CellKey, Header, Interval, KernelName, Level, Loss, Measured, Nodes,
+    OpCell, Purpose,
 };
 use kcore_trace::plan::{Plan, Request};
 use kcore_trace::sampling::Sample;
@@ -139,6 +141,31 @@ pub(crate) fn nodes(count: u64) -> Nodes {
     }
 }
 
+/// Everybody waits once for everybody and for somebody unknown, at the locks of one kernel.
+fn blame() -> BTreeMap<BlameKey, Blame> {
+    let purposes = || {
+        let ops = Op::ALL.iter().copied();
+        ops.flat_map(|op| [Intent::Read, Intent::Write].map(|intent| Purpose { intent, op }))
+    };
+    let locks = Lock::ALL.iter().copied();
+    let locks = locks.filter(|lock| !matches!(lock, Lock::VmapArea | Lock::PurgeVmapArea));
+    let met = Blame {
+        waits: 1,
+        wait_sum_ns: 1_000,
+    };
+    let keys = locks.flat_map(|lock| {
+        purposes().flat_map(move |waiter| {
+            let holders = purposes().map(Some).chain([None]);
+            holders.map(move |holder| BlameKey {
+                lock,
+                waiter,
+                holder,
+            })
+        })
+    });
+    keys.map(|key| (key, met)).collect()
+}
+
 /// An interval in which everything happens that there are words for, in long and short.
 pub(crate) fn everything(second: u64) -> Sample {
     let spread: Vec<_> = (0..36).map(|power| (3 << power >> 1, 5)).collect();
@@ -167,6 +194,7 @@ pub(crate) fn everything(second: u64) -> Sample {
         cells: cells.collect(),
         ops: ops.collect(),
         nodes: node::LOCKS.map(|lock| (lock, nodes(NODES))).into(),
+        blame: blame(),
         loss: Loss {
             recursion_misses: 1,
             map_full: 2,

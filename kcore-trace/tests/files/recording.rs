@@ -113,7 +113,7 @@ fn what_was_written_is_read_back() {
 }
 
 #[test]
-fn nodes_are_read_back_and_add_up() {
+fn nodes_and_holders_are_read_back_and_add_up() {
     let (_folder, path) = folder();
     let intervals: Vec<_> = (0..200)
         .map(|index| sample::interval(index, sample::per_node(index % 3)))
@@ -129,6 +129,8 @@ fn nodes_are_read_back_and_add_up() {
         parts.add(&part);
     }
     assert_eq!(parts.nodes, recording.total.nodes);
+    assert!(!parts.blame.is_empty());
+    assert_eq!(parts.blame, recording.total.blame);
 }
 
 #[test]

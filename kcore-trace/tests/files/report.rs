@@ -275,6 +275,17 @@ fn a_line_under_the_locks_says_how_uneven_the_nodes_are() {
 }
 
 #[test]
+fn a_table_under_the_locks_says_who_waited_for_whom() {
+    assert_golden("per-node.txt", &text(&per_node()));
+    let json = json(&per_node());
+    let shares = &json["blame"]["shares"][0];
+    assert_eq!(shares["lock"], "vmap_node.busy");
+    assert!(shares["read_by_read"]["wait_sum_ns"].as_u64() > Some(0));
+    let rows = json["blame"]["rows"].as_array().unwrap();
+    assert_eq!(rows[0]["holder"]["op"], "vread");
+}
+
+#[test]
 fn by_node_every_node_has_a_line_also_one_that_was_not_used() {
     let report = per_node();
     assert_golden("by-node.txt", &by_node(&report, Format::Text));

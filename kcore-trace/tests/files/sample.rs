@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use kcore_trace::distribution::{Distribution, Exact};
 use kcore_trace::host::Host;
 use kcore_trace::model::{
-    Cell, CellKey, Coverage, Header, HoldCoverage, Interval, KernelName, Level, Loss, Measured,
-    Missing, Nodes, OpCell, WaitCoverage,
+    Blame, BlameKey, Cell, CellKey, Coverage, Header, HoldCoverage, Interval, KernelName, Level,
+    Loss, Measured, Missing, Nodes, OpCell, Purpose, WaitCoverage,
 };
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
@@ -225,6 +225,7 @@ pub(crate) fn per_node(seed: u64) -> Measured {
             let nodes = spread(&cell, &[5, 1, 0, 2]);
             let earlier = Measured {
                 nodes: [(key.lock, nodes)].into(),
+                blame: blame(&key, &cell),
                 ..Measured::default()
             };
             measured.add(&earlier);
@@ -232,6 +233,35 @@ pub(crate) fn per_node(seed: u64) -> Measured {
         measured.cells.insert(key, cell);
     }
     measured
+}
+
+/// Of three waits two were for a reader of /proc/kcore, if the lock is one that it takes, the others
+/// for a writer.
+fn blame(key: &CellKey, cell: &Cell) -> BTreeMap<BlameKey, Blame> {
+    let holder = |intent, op| Some(Purpose { intent, op });
+    let by_reader = match key.lock {
+        Lock::NodeBusy => cell.contended * 2 / 3,
+        _ => 0,
+    };
+    let by_writer = cell.contended - by_reader;
+    let holders = [
+        (by_reader, holder(Intent::Read, Op::Vread)),
+        (by_writer, holder(Intent::Write, Op::Alloc)),
+    ];
+    let met = holders.into_iter().filter(|(waits, _)| *waits > 0);
+    let met = met.map(|(waits, holder)| {
+        let key = BlameKey {
+            lock: key.lock,
+            waiter: Purpose {
+                intent: key.intent,
+                op: key.op,
+            },
+            holder,
+        };
+        let wait_sum_ns = cell.wait.sum_ns() / cell.contended * waits;
+        (key, Blame { waits, wait_sum_ns })
+    });
+    met.collect()
 }
 
 /// The interval with a number, of a second each.

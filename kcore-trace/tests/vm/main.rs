@@ -13,7 +13,7 @@ mod tool;
 
 use std::process::ExitCode;
 
-use cases::{blocks, churn, endings, exporter, nodes, plan, refusals};
+use cases::{blame, blocks, churn, endings, exporter, nodes, plan, refusals};
 use guest::{Case, Needs};
 
 /// A case for guests of any shape.
@@ -199,6 +199,21 @@ const CASES: &[Case] = &[
         nodes::fentry_nodes,
     )
     .for_every_type(),
+    case(
+        "the_waits_for_all_holders_are_those_of_the_lock",
+        blame::adds_up,
+    )
+    .for_every_type(),
+    case("readers_alone_wait_for_readers", blame::readers)
+        .parallel()
+        .for_every_type(),
+    case("readers_are_blamed_where_there_are_some", blame::writers)
+        .parallel()
+        .for_every_type(),
+    case(
+        "holders_are_known_only_where_acquisitions_are_seen_when_owned",
+        blame::needs_ownership,
+    ),
     case(
         "fentry_counts_the_locks_of_every_block",
         blocks::fentry_blocks,

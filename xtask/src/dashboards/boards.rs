@@ -275,6 +275,16 @@ fn who_holds() -> Row {
             )
             .absent(NO_HOLDS),
             panel(
+                (Shape::Stack, "short", WHOLE),
+                "Waiters at a time, by what the holder was doing",
+                "How many tasks wait at a time, on average, for a lock that was held by each operation when the wait began. Measured at level full only.",
+                [query(
+                    format!("sum by (holder_op) (rate(kcore_trace_blamed_wait_seconds_total{{{CHOSEN}}}[{WINDOW}]))"),
+                    "held by {{holder_op}}",
+                )],
+            )
+            .absent(NO_HOLDS),
+            panel(
                 (Shape::Lines, "cps", HALF),
                 "Readers of /proc/kcore and /proc/vmallocinfo that met somebody",
                 "Contended acquisitions by readers. Each of them waited for an allocator, or an allocator for it.",

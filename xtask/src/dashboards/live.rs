@@ -56,6 +56,11 @@ const EXCUSES: &[Excuse] = &[
         holds: |seen| !seen.holds,
     },
     Excuse {
+        query: "kcore_trace_blamed_",
+        reason: "holders are not known at this level, or by tracepoints",
+        holds: |seen| !seen.holds,
+    },
+    Excuse {
         query: "kcore_trace_node_",
         reason: "the kernel has no nodes",
         holds: |seen| !seen.nodes,

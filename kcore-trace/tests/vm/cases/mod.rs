@@ -1,5 +1,6 @@
 //! The cases, by what they are about.
 
+pub(crate) mod blame;
 pub(crate) mod blocks;
 pub(crate) mod churn;
 pub(crate) mod endings;

@@ -1,0 +1,309 @@
+//! Who waited for whom, and what an rwsem could change about it.
+//!
+//! In comes what was measured; out come rows, what readers and writers waited for each other, and
+//! both for a person. The holder is the one at the beginning of a wait, or the last one if the lock
+//! was just changing hands; who came between has no part of its own. Invariant: a holder that is not known is a row of its own, and all
+//! rows of a lock have the time that was waited for it.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use kcore_trace_ebpf::words::{Intent, Kind, Lock};
+use serde::Serialize;
+
+use super::kind_name;
+use crate::model::{Blame, Header, Level, Measured, Purpose};
+use crate::plan::Hooks;
+use crate::table::{align, new_table};
+use crate::units;
+
+/// Rows that a person is shown.
+const SHOWN: usize = 12;
+
+/// Waits by who waited for whom.
+#[derive(Clone, Debug, Serialize)]
+pub struct BlameMatrix {
+    /// The most time first.
+    pub rows: Vec<BlameRow>,
+    /// One for each lock that was waited for, the most time first.
+    pub shares: Vec<BlameShares>,
+}
+
+/// The waits of one kind of waiter for one kind of holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BlameRow {
+    #[serde(with = "crate::words")]
+    pub lock: Lock,
+    pub waiter: Purpose,
+    /// Null if it is not known.
+    pub holder: Option<Purpose>,
+    pub waits: u64,
+    pub wait_sum_ns: u64,
+}
+
+/// The waits for one lock, by what waiter and holder would be under an rwsem: `read_by_write` is
+/// what readers waited for writers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BlameShares {
+    #[serde(with = "crate::words")]
+    pub lock: Lock,
+    #[serde(serialize_with = "kind_name")]
+    pub kind: Option<Kind>,
+    pub read_by_read: Part,
+    pub read_by_write: Part,
+    pub write_by_read: Part,
+    pub write_by_write: Part,
+    /// The holder is not known.
+    pub unknown: Part,
+}
+
+/// A part of the waits for a lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Part {
+    pub waits: u64,
+    pub wait_sum_ns: u64,
+}
+
+/// Whether every acquisition was seen when the lock was owned, without which no holder is known.
+pub(super) fn knows_holders(header: &Header) -> bool {
+    header.level == Level::Full && header.hooks == Hooks::Fentry.name()
+}
+
+/// The matrix; nothing if a version measured that did not ask for holders.
+pub(super) fn matrix(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Option<BlameMatrix> {
+    let waits = measured.cells.values().any(|cell| cell.contended > 0);
+    if waits && measured.blame.is_empty() {
+        return None;
+    }
+    let mut rows: Vec<BlameRow> = Vec::new();
+    let mut shares: BTreeMap<Lock, BlameShares> = BTreeMap::new();
+    for (key, &Blame { waits, wait_sum_ns }) in &measured.blame {
+        rows.push(BlameRow {
+            lock: key.lock,
+            waiter: key.waiter,
+            holder: key.holder,
+            waits,
+            wait_sum_ns,
+        });
+        let of_lock = shares.entry(key.lock).or_insert_with(|| BlameShares {
+            lock: key.lock,
+            kind: kinds.get(&key.lock).copied(),
+            read_by_read: Part::default(),
+            read_by_write: Part::default(),
+            write_by_read: Part::default(),
+            write_by_write: Part::default(),
+            unknown: Part::default(),
+        });
+        let holder = key.holder.map(|holder| holder.intent);
+        let part = match (key.waiter.intent, holder) {
+            (Intent::Read, Some(Intent::Read)) => &mut of_lock.read_by_read,
+            (Intent::Read, Some(Intent::Write)) => &mut of_lock.read_by_write,
+            (Intent::Write, Some(Intent::Read)) => &mut of_lock.write_by_read,
+            (Intent::Write, Some(Intent::Write)) => &mut of_lock.write_by_write,
+            (Intent::Read | Intent::Write, None) => &mut of_lock.unknown,
+        };
+        part.waits += waits;
+        part.wait_sum_ns += wait_sum_ns;
+    }
+    rows.sort_by_key(|row| (Reverse(row.wait_sum_ns), row.lock, row.waiter, row.holder));
+    let mut shares: Vec<_> = shares.into_values().collect();
+    shares.sort_by_key(|shares| (Reverse(shares.wait_sum_ns()), shares.lock));
+    Some(BlameMatrix { rows, shares })
+}
+
+impl BlameShares {
+    fn parts(&self) -> [(&'static str, Part); 5] {
+        [
+            ("readers for readers", self.read_by_read),
+            ("readers for writers", self.read_by_write),
+            ("writers for readers", self.write_by_read),
+            ("writers for writers", self.write_by_write),
+            ("for somebody unknown", self.unknown),
+        ]
+    }
+
+    fn wait_sum_ns(&self) -> u64 {
+        self.parts().iter().map(|(_, part)| part.wait_sum_ns).sum()
+    }
+
+    /// Who waited for whom, in a sentence.
+    fn sentence(&self) -> String {
+        let all = self.wait_sum_ns();
+        let parts = self.parts();
+        let happened = parts.iter().filter(|(_, part)| part.waits > 0);
+        let parts = happened.map(|(who, part)| {
+            let share = units::share(part.wait_sum_ns, all);
+            format!("{who} {share}")
+        });
+        let parts: Vec<_> = parts.collect();
+        format!("{}: {} of the time waited", self.lock, parts.join(", "))
+    }
+
+    /// What an rwsem could save, or what is left where it is one; of the locks that readers take.
+    fn verdict(&self) -> Option<String> {
+        let share = units::share(self.read_by_read.wait_sum_ns, self.wait_sum_ns());
+        let lock = self.lock;
+        match (lock, self.kind?) {
+            (Lock::VmapArea | Lock::NodeBusy, Kind::Spinlock) => Some(format!(
+                "An rwsem could save at most {share} of the time waited for {lock}: what readers \
+                 waited for readers."
+            )),
+            (Lock::VmapArea, Kind::Rwsem) => Some(format!(
+                "{lock} is an rwsem, and readers waited for readers {share} of the time, behind a \
+                 writer in the queue: sharing cannot save more than that."
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// The matrix for a person; nothing if nobody waited.
+pub(super) fn text(matrix: &BlameMatrix) -> Option<String> {
+    if matrix.rows.is_empty() {
+        return None;
+    }
+    let head = ["lock, waiter", "for", "waits", "wait total", "share"];
+    let mut table = new_table(head.map(String::from).to_vec());
+    let shown = &matrix.rows[..matrix.rows.len().min(SHOWN)];
+    for shares in &matrix.shares {
+        let rows = shown.iter().filter(|row| row.lock == shares.lock);
+        for (index, row) in rows.enumerate() {
+            if index == 0 {
+                table.add_row([shares.lock.name()]);
+            }
+            table.add_row([
+                format!("  {}", name(row.waiter)),
+                row.holder.map_or("unknown".into(), name),
+                units::count(row.waits),
+                units::duration(row.wait_sum_ns),
+                units::share(row.wait_sum_ns, shares.wait_sum_ns()),
+            ]);
+        }
+    }
+    for index in 2..head.len() {
+        align(&mut table, index, index == 2);
+    }
+    let mut lines = Vec::new();
+    let more = (matrix.rows.len() - shown.len()) as u64;
+    if more > 0 {
+        let more = units::counted(more, "more pair");
+        lines.push(format!("{more} of less time; --format json has all"));
+    }
+    for shares in &matrix.shares {
+        lines.push(shares.sentence());
+        lines.extend(shares.verdict());
+    }
+    Some(format!(
+        "Who waited for whom: for the holder when the wait began\n\n{}\n\n{}",
+        table.trim_fmt(),
+        lines.join("\n")
+    ))
+}
+
+fn name(purpose: Purpose) -> String {
+    format!("{}, {}", purpose.op, purpose.intent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kcore_trace_ebpf::words::{Mode, Op};
+
+    use super::*;
+    use crate::model::{BlameKey, Cell, CellKey};
+
+    const LOOKS: Purpose = Purpose {
+        intent: Intent::Read,
+        op: Op::Vread,
+    };
+    const ADDS: Purpose = Purpose {
+        intent: Intent::Write,
+        op: Op::Alloc,
+    };
+
+    fn kinds(kind: Kind) -> BTreeMap<Lock, Kind> {
+        [(Lock::VmapArea, kind)].into()
+    }
+
+    /// Milliseconds that were waited in all, by waiter and holder.
+    fn measured(waits: &[(Purpose, Option<Purpose>, u64)]) -> Measured {
+        let blame = waits.iter().map(|&(waiter, holder, ms)| {
+            let key = BlameKey {
+                lock: Lock::VmapArea,
+                waiter,
+                holder,
+            };
+            let wait_sum_ns = ms * 1_000_000;
+            (
+                key,
+                Blame {
+                    waits: 2,
+                    wait_sum_ns,
+                },
+            )
+        });
+        Measured {
+            blame: blame.collect(),
+            ..Measured::default()
+        }
+    }
+
+    fn contended() -> BTreeMap<CellKey, Cell> {
+        let key = CellKey {
+            lock: Lock::VmapArea,
+            mode: Mode::Exclusive,
+            intent: Intent::Write,
+            op: Op::Alloc,
+        };
+        let cell = Cell {
+            contended: 1,
+            ..Cell::default()
+        };
+        [(key, cell)].into()
+    }
+
+    #[test]
+    fn what_an_rwsem_could_save_is_what_readers_waited_for_readers() {
+        let waits = [
+            (LOOKS, Some(LOOKS), 10),
+            (LOOKS, Some(ADDS), 20),
+            (ADDS, Some(LOOKS), 30),
+            (ADDS, Some(ADDS), 40),
+        ];
+        let matrix = matrix(&kinds(Kind::Spinlock), &measured(&waits)).unwrap();
+        assert_eq!(matrix.rows[0].wait_sum_ns, 40_000_000);
+        let lines = text(&matrix).unwrap();
+        assert!(
+            lines.ends_with(
+                "vmap_area_lock: readers for readers 10.0 %, readers for writers 20.0 %, writers \
+                 for readers 30.0 %, writers for writers 40.0 % of the time waited\n\
+                 An rwsem could save at most 10.0 % of the time waited for vmap_area_lock: what \
+                 readers waited for readers."
+            ),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn an_rwsem_is_not_told_what_an_rwsem_could_save() {
+        let waits = [(LOOKS, Some(ADDS), 3), (ADDS, None, 1)];
+        let matrix = matrix(&kinds(Kind::Rwsem), &measured(&waits)).unwrap();
+        assert_eq!(matrix.shares[0].unknown.wait_sum_ns, 1_000_000);
+        let lines = text(&matrix).unwrap();
+        assert!(lines.contains("for somebody unknown 25.0 %"), "{lines}");
+        assert!(!lines.contains("could save"), "{lines}");
+    }
+
+    #[test]
+    fn a_holder_that_nothing_was_asked_about_is_not_nobody() {
+        let kinds = kinds(Kind::Spinlock);
+        let older = Measured {
+            cells: contended(),
+            ..Measured::default()
+        };
+        assert!(matrix(&kinds, &older).is_none());
+        let calm = Measured::default();
+        assert!(matrix(&kinds, &calm).unwrap().rows.is_empty());
+    }
+}

@@ -1,0 +1,120 @@
+//! Who waits for whom, on loads of which it is known.
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use super::churn::{FENTRY, KPROBE};
+use crate::guest::{self, Guest, Outcome};
+use crate::tool::{self, Report};
+
+/// Waits that end between the two reads of cells and holders.
+const WHILE_READING: u64 = 8;
+
+const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "100"];
+const WRITERS: &[&str] = &["--maps", "4", "--ops", "200"];
+
+/// Records a load of its own at level full.
+fn recorded(load: &[&str]) -> Result<Report> {
+    let path = tool::fresh("blame");
+    let file = path.to_string_lossy();
+    let mut args = vec!["record", "--hooks", "fentry", "-o", &file];
+    args.extend(["--", tool::EXE, guest::TOOL, "stress"]);
+    args.extend(load);
+    let output = tool::run(&args)?;
+    ensure!(output.status.success(), "{}", tool::complaint(&output));
+    let text = tool::run(&["report", &file])?;
+    println!("{}", String::from_utf8_lossy(&text.stdout));
+    let report = tool::report(&path);
+    std::fs::remove_file(&path)?;
+    report
+}
+
+fn rows(report: &Report) -> impl Iterator<Item = &Value> {
+    report.0["blame"]["rows"].as_array().into_iter().flatten()
+}
+
+fn number(row: &Value, what: &str) -> u64 {
+    row[what].as_u64().unwrap_or_default()
+}
+
+/// Nanoseconds waited for a lock, of those rows.
+fn waited(report: &Report, lock: &str, which: impl Fn(&Value) -> bool) -> u64 {
+    let rows = rows(report).filter(|row| row["lock"] == lock && which(row));
+    rows.map(|row| number(row, "wait_sum_ns")).sum()
+}
+
+pub(crate) fn adds_up(_: &mut Guest) -> Result<Outcome> {
+    let report = tool::recorded(FENTRY)?;
+    ensure!(report.0["blame"].is_object(), "holders are not known");
+    for total in report.rows("lock_totals") {
+        let lock = total["lock"].as_str().unwrap_or_default();
+        let of_lock = || rows(&report).filter(|row| row["lock"] == lock);
+        let waits: u64 = of_lock().map(|row| number(row, "waits")).sum();
+        let contended = number(total, "contended");
+        ensure!(
+            waits.abs_diff(contended) <= WHILE_READING,
+            "{lock}: {contended} waits, {waits} of them by holder"
+        );
+        let (all, by_holder) = (
+            number(&total["wait"], "sum_ns"),
+            waited(&report, lock, |_| true),
+        );
+        ensure!(
+            by_holder.abs_diff(all) * 50 <= all,
+            "{lock}: {all} ns waited, {by_holder} of them by holder"
+        );
+    }
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn needs_ownership(_: &mut Guest) -> Result<Outcome> {
+    let report = tool::recorded(KPROBE)?;
+    ensure!(
+        report.0["blame"].is_null(),
+        "a probe at the entry cannot know the holder: {}",
+        report.0["blame"]
+    );
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn readers(_: &mut Guest) -> Result<Outcome> {
+    let report = recorded(READERS)?;
+    let is_reader = |who: &Value| who["intent"] == "read" && who["op"] == "vmallocinfo";
+    let sum = |which: &dyn Fn(&Value) -> bool| {
+        let rows = rows(&report).filter(|row| which(row));
+        rows.map(|row| number(row, "wait_sum_ns")).sum::<u64>()
+    };
+    // Whatever the index lock is, up to 6.8 they take a mutex before it.
+    let all = sum(&|row| is_reader(&row["waiter"]));
+    let among_readers = sum(&|row| is_reader(&row["waiter"]) && is_reader(&row["holder"]));
+    ensure!(all > 0, "no reader waited");
+    ensure!(
+        (all - among_readers) * 50 <= all,
+        "of {all} ns readers waited {among_readers} ns for readers"
+    );
+    if report.era().starts_with("rwsem") {
+        let lock = report.index_lock();
+        let of_index = waited(&report, lock, |row| is_reader(&row["waiter"]));
+        ensure!(
+            of_index * 50 <= all,
+            "readers waited {of_index} of {all} ns for {lock}, which they share"
+        );
+    }
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn writers(_: &mut Guest) -> Result<Outcome> {
+    let report = recorded(WRITERS)?;
+    let is_reader = |who: &Value| who["op"] == "vread" || who["op"] == "vmallocinfo";
+    for row in rows(&report) {
+        ensure!(
+            !is_reader(&row["waiter"]) && !is_reader(&row["holder"]),
+            "nobody reads: {row}"
+        );
+    }
+    let with_readers = tool::recorded(FENTRY)?;
+    let lock = with_readers.index_lock();
+    let by_readers = waited(&with_readers, lock, |row| is_reader(&row["holder"]));
+    ensure!(by_readers > 0, "with readers nobody waited for them");
+    Ok(Outcome::Passed)
+}
