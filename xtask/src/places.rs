@@ -7,12 +7,25 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
+
+/// A folder that is written by one process at a time; it is ours until the file is closed, by
+/// whatever end. `occupied` says who is waited for.
+pub(crate) fn wait_for_turn(folder: &Path, occupied: &str) -> Result<File> {
+    let path = folder.join("lock");
+    let lock = File::create(&path)
+        .with_context(|| format!("failed to create {0}; `rm -f {0}`", path.display()))?;
+    if lock.try_lock().is_err() {
+        eprintln!("{occupied}, waiting for it …");
+        lock.lock()?;
+    }
+    Ok(lock)
+}
 
 /// The folders that the chores work in.
 pub(crate) struct Places {
@@ -91,6 +104,16 @@ pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_had_by_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = wait_for_turn(folder.path(), "nobody").unwrap();
+        let again = || File::create(folder.path().join("lock")).unwrap().try_lock();
+        assert!(again().is_err());
+        drop(first);
+        assert!(again().is_ok());
+    }
 
     #[test]
     fn relative_xdg_cache_home_is_ignored() {

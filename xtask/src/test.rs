@@ -27,7 +27,7 @@ use crate::{
         kernels::{self, Kernel},
         protocol::Report,
     },
-    places::Places,
+    places::{Places, wait_for_turn},
     privilege::Privilege,
     setup::{self, Tools},
     tally::Tally,
@@ -173,7 +173,9 @@ impl Run<'_> {
 
     /// A comparison from the boots to the verdict: what differs between these two kernels is known.
     fn lab(&mut self, guest: &Path) -> Result<()> {
-        let folder = self.places.target.join("lab/quick");
+        let lab = self.places.target.join("lab");
+        let _turn = wait_for_turn(&lab, "other VM tests of this checkout are running")?;
+        let folder = lab.join("quick");
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }

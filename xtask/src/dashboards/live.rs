@@ -24,7 +24,12 @@ use super::{
     packages::Programs,
     prometheus::{HOSTS, Prometheus, get, number},
 };
-use crate::{command::shown, places::Places, privilege::Privilege, tally::Tally};
+use crate::{
+    command::shown,
+    places::{Places, wait_for_turn},
+    privilege::Privilege,
+    tally::Tally,
+};
 
 /// The name by which the binary of the tests is the tool.
 const TOOL: &str = "kcore-trace";
@@ -103,6 +108,7 @@ pub(super) fn check(
     privilege: Privilege,
     stay: bool,
 ) -> Result<Tally> {
+    let _turn = wait_for_turn(&places.target, "another check of the dashboards is running")?;
     let folder = places.target.join("dashboards");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;

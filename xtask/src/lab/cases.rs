@@ -21,7 +21,10 @@ use super::{
     qemu::{self, Ending, Files, Machine},
     schedule,
 };
-use crate::{places::Places, tally::Tally};
+use crate::{
+    places::{Places, wait_for_turn},
+    tally::Tally,
+};
 
 /// Lines of the console shown when a guest did not reach its end.
 const SHOWN_LINES: usize = 30;
@@ -104,6 +107,7 @@ impl Cases<'_> {
     pub(crate) fn run(&self, places: &Places, guest: &Path) -> Result<Outcome> {
         let folder = places.target.join("lab");
         fs::create_dir_all(&folder)?;
+        let _turn = wait_for_turn(&folder, "other VM tests of this checkout are running")?;
         let initramfs = folder.join("initramfs");
         let binary =
             fs::read(guest).with_context(|| format!("failed to read {}", guest.display()))?;

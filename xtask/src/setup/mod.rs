@@ -21,7 +21,7 @@ use crate::{
         build::{self, variants},
         kernels::{self, Kernel},
     },
-    places::Places,
+    places::{Places, wait_for_turn},
     steps::{Step, Steps},
 };
 
@@ -110,12 +110,5 @@ fn build_steps(places: &Places, steps: &mut Steps) -> Result<Tools> {
 
 /// One set-up at a time: two would fetch and build the same things.
 pub(crate) fn lock(places: &Places) -> Result<File> {
-    let path = places.cache.join("lock");
-    let lock = File::create(&path)
-        .with_context(|| format!("failed to create {0}; `rm -f {0}`", path.display()))?;
-    if lock.try_lock().is_err() {
-        eprintln!("another set-up is running, waiting for it …");
-        lock.lock()?;
-    }
-    Ok(lock)
+    wait_for_turn(&places.cache, "another set-up is running")
 }
