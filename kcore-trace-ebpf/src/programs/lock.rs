@@ -135,16 +135,16 @@ unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) ->
         let sp = slot::stack_address(here);
         slot::live_op(slot, sp)
     };
-    if let Some(op) = op
-        && let Some(intent) = intent_of(taken, op)
-    {
-        return cell_of(taken, intent as u32, op);
+    if let Some(op) = op {
+        if let Some(intent) = intent_of(taken, op) {
+            return cell_of(taken, intent as u32, op);
+        }
+        // Only here: reading who called is half of what an acquisition costs.
+        return cell_of(taken, intent_at(taken, site(caller)), op);
     }
-    // Only here: reading who called is half of what an acquisition costs.
     let site = site(caller);
-    let op = op.unwrap_or(site.op);
-    let intent = intent_of(taken, op).map_or(intent_at(taken, site), |intent| intent as u32);
-    cell_of(taken, intent, op)
+    let intent = intent_of(taken, site.op).map_or(intent_at(taken, site), |intent| intent as u32);
+    cell_of(taken, intent, site.op)
 }
 
 /// The task owns the lock, or is about to without having met a slow path.

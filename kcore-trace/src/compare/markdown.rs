@@ -5,7 +5,7 @@
 
 use super::metric::{Metric, Point, Span};
 use super::verdict::{Finding, Verdict};
-use super::{Comparison, LockRow, Number, OpRow, nodes, shown, tables};
+use super::{Comparison, LockRow, Number, OpRow, blame, nodes, shown, tables};
 
 const HEAD: [&str; 5] = [
     "lock, op, as",
@@ -28,6 +28,9 @@ pub(super) fn render(comparison: &Comparison) -> String {
     }
     for line in nodes::lines(&comparison.nodes) {
         text += &format!("- nodes: {}\n", escaped(&line));
+    }
+    for line in blame::lines(&comparison.blame) {
+        text += &format!("- who waited for whom: {}\n", escaped(&line));
     }
     let locks = tables::groups(&comparison.locks).flat_map(group_rows);
     let ops = comparison.ops.iter().flat_map(op_rows);

@@ -19,6 +19,7 @@
 //!
 //! Invariant: what was not measured on both sides is never judged.
 
+mod blame;
 mod markdown;
 mod metric;
 mod nodes;
@@ -36,6 +37,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+pub use blame::BlameRow;
 pub use metric::{Metric, Point, Scale, Span};
 pub use nodes::NodeRow;
 pub use obstacle::{Lost, Obstacle};
@@ -83,6 +85,8 @@ pub struct Comparison {
     pub ops: Vec<OpRow>,
     /// How unevenly the nodes are used, on each side; empty where neither has nodes.
     pub nodes: Vec<NodeRow>,
+    /// Who waited for whom, on each side; empty where neither knows.
+    pub blame: Vec<BlameRow>,
 }
 
 /// What was measured on one side.
@@ -188,6 +192,7 @@ impl Comparison {
             locks,
             ops,
             nodes: nodes::rows(baseline, candidate),
+            blame: blame::rows(baseline, candidate),
         };
         comparison.summary = shown::sentence(&comparison);
         Ok(comparison)

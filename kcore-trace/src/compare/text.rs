@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::metric::Metric;
-use super::nodes;
 use super::shown::{self, Line};
 use super::tables::{self, HOLDS, WAITS};
 use super::verdict::Finding;
 use super::{Comparison, Number, OpRow};
+use super::{blame, nodes};
 use crate::{table, units};
 
 /// Width of the names at the left of the first block.
@@ -29,6 +29,7 @@ pub(super) fn render(comparison: &Comparison, columns: Option<u16>) -> String {
     blocks.extend(locks(comparison, columns));
     blocks.extend(ops(&comparison.ops));
     blocks.extend(nodes::table(&comparison.nodes));
+    blocks.extend(blame::table(&comparison.blame));
     if let Some(table) = tables::differences(comparison) {
         blocks.push(format!(
             "Differences, with intervals that hold together within a row\n\n{table}"

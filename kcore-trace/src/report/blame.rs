@@ -64,27 +64,35 @@ pub struct Part {
     pub wait_sum_ns: u64,
 }
 
-/// Whether every acquisition was seen when the lock was owned, without which no holder is known.
-pub(super) fn knows_holders(header: &Header) -> bool {
-    header.level == Level::Full && header.hooks == Hooks::Fentry.name()
+/// The matrix; nothing where holders are not known.
+pub(super) fn matrix(header: &Header, measured: &Measured) -> Option<BlameMatrix> {
+    let shares = shares(header, measured)?;
+    let rows = measured.blame.iter().map(|(key, blame)| BlameRow {
+        lock: key.lock,
+        waiter: key.waiter,
+        holder: key.holder,
+        waits: blame.waits,
+        wait_sum_ns: blame.wait_sum_ns,
+    });
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_by_key(|row| (Reverse(row.wait_sum_ns), row.lock, row.waiter, row.holder));
+    Some(BlameMatrix { rows, shares })
 }
 
-/// The matrix; nothing if a version measured that did not ask for holders.
-pub(super) fn matrix(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Option<BlameMatrix> {
+/// What readers and writers waited for each other; nothing where holders are not known: where not
+/// every acquisition was seen when the lock was owned, or by a version that did not ask.
+pub(crate) fn shares(header: &Header, measured: &Measured) -> Option<Vec<BlameShares>> {
+    let seen = header.level == Level::Full && header.hooks == Hooks::Fentry.name();
+    seen.then(|| fold(&header.kinds, measured)).flatten()
+}
+
+fn fold(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Option<Vec<BlameShares>> {
     let waits = measured.cells.values().any(|cell| cell.contended > 0);
     if waits && measured.blame.is_empty() {
         return None;
     }
-    let mut rows: Vec<BlameRow> = Vec::new();
     let mut shares: BTreeMap<Lock, BlameShares> = BTreeMap::new();
     for (key, &Blame { waits, wait_sum_ns }) in &measured.blame {
-        rows.push(BlameRow {
-            lock: key.lock,
-            waiter: key.waiter,
-            holder: key.holder,
-            waits,
-            wait_sum_ns,
-        });
         let of_lock = shares.entry(key.lock).or_insert_with(|| BlameShares {
             lock: key.lock,
             kind: kinds.get(&key.lock).copied(),
@@ -105,14 +113,13 @@ pub(super) fn matrix(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Optio
         part.waits += waits;
         part.wait_sum_ns += wait_sum_ns;
     }
-    rows.sort_by_key(|row| (Reverse(row.wait_sum_ns), row.lock, row.waiter, row.holder));
     let mut shares: Vec<_> = shares.into_values().collect();
     shares.sort_by_key(|shares| (Reverse(shares.wait_sum_ns()), shares.lock));
-    Some(BlameMatrix { rows, shares })
+    Some(shares)
 }
 
 impl BlameShares {
-    fn parts(&self) -> [(&'static str, Part); 5] {
+    pub(crate) fn parts(&self) -> [(&'static str, Part); 5] {
         [
             ("readers for readers", self.read_by_read),
             ("readers for writers", self.read_by_write),
@@ -122,12 +129,12 @@ impl BlameShares {
         ]
     }
 
-    fn wait_sum_ns(&self) -> u64 {
+    pub(crate) fn wait_sum_ns(&self) -> u64 {
         self.parts().iter().map(|(_, part)| part.wait_sum_ns).sum()
     }
 
     /// Who waited for whom, in a sentence.
-    fn sentence(&self) -> String {
+    pub(crate) fn sentence(&self) -> String {
         let all = self.wait_sum_ns();
         let parts = self.parts();
         let happened = parts.iter().filter(|(_, part)| part.waits > 0);
@@ -271,28 +278,26 @@ mod tests {
             (ADDS, Some(LOOKS), 30),
             (ADDS, Some(ADDS), 40),
         ];
-        let matrix = matrix(&kinds(Kind::Spinlock), &measured(&waits)).unwrap();
-        assert_eq!(matrix.rows[0].wait_sum_ns, 40_000_000);
-        let lines = text(&matrix).unwrap();
-        assert!(
-            lines.ends_with(
-                "vmap_area_lock: readers for readers 10.0 %, readers for writers 20.0 %, writers \
-                 for readers 30.0 %, writers for writers 40.0 % of the time waited\n\
-                 An rwsem could save at most 10.0 % of the time waited for vmap_area_lock: what \
-                 readers waited for readers."
-            ),
-            "{lines}"
+        let shares = fold(&kinds(Kind::Spinlock), &measured(&waits)).unwrap();
+        assert_eq!(
+            shares[0].sentence(),
+            "vmap_area_lock: readers for readers 10.0 %, readers for writers 20.0 %, writers for \
+             readers 30.0 %, writers for writers 40.0 % of the time waited"
+        );
+        assert_eq!(
+            shares[0].verdict().unwrap(),
+            "An rwsem could save at most 10.0 % of the time waited for vmap_area_lock: what \
+             readers waited for readers."
         );
     }
 
     #[test]
     fn an_rwsem_is_not_told_what_an_rwsem_could_save() {
         let waits = [(LOOKS, Some(ADDS), 3), (ADDS, None, 1)];
-        let matrix = matrix(&kinds(Kind::Rwsem), &measured(&waits)).unwrap();
-        assert_eq!(matrix.shares[0].unknown.wait_sum_ns, 1_000_000);
-        let lines = text(&matrix).unwrap();
-        assert!(lines.contains("for somebody unknown 25.0 %"), "{lines}");
-        assert!(!lines.contains("could save"), "{lines}");
+        let shares = fold(&kinds(Kind::Rwsem), &measured(&waits)).unwrap();
+        assert_eq!(shares[0].unknown.wait_sum_ns, 1_000_000);
+        let verdict = shares[0].verdict().unwrap();
+        assert!(!verdict.contains("could save"), "{verdict}");
     }
 
     #[test]
@@ -302,8 +307,8 @@ mod tests {
             cells: contended(),
             ..Measured::default()
         };
-        assert!(matrix(&kinds, &older).is_none());
+        assert!(fold(&kinds, &older).is_none());
         let calm = Measured::default();
-        assert!(matrix(&kinds, &calm).unwrap().rows.is_empty());
+        assert!(fold(&kinds, &calm).unwrap().is_empty());
     }
 }

@@ -21,7 +21,8 @@ use std::io::{self, Write};
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde::{Serialize, Serializer};
 
-pub use blame::{BlameMatrix, BlameRow, BlameShares};
+pub(crate) use blame::shares as blame_shares;
+pub use blame::{BlameMatrix, BlameRow, BlameShares, Part};
 pub use nodes::NodeRow;
 
 use crate::distribution::{Bucket, Distribution};
@@ -235,9 +236,7 @@ impl Report {
                 .collect(),
             nodes: nodes::rows(&recording.total, sees_acquisitions(header)),
             spreads: nodes::spreads(&recording.total),
-            blame: blame::knows_holders(header)
-                .then(|| blame::matrix(&header.kinds, &recording.total))
-                .flatten(),
+            blame: blame::matrix(header, &recording.total),
         }
     }
 }

@@ -814,6 +814,36 @@ fn repeats_have_to_be_of_one_kernel() {
     assert!(message.contains(reason), "{message}");
 }
 
+#[test]
+fn who_waited_for_whom_is_shown_of_the_side_that_knows() {
+    let known = || {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for seed in 0..2 {
+            let intervals = [sample::interval(0, sample::per_node(seed))];
+            let path = folder.path().join(format!("{seed}.kct"));
+            write(&path, &sample::per_node_header(), &intervals, 0);
+        }
+        folder
+    };
+    let comparison = compare(&repeats(&spinlock(), 0..2), &known());
+    let row = comparison
+        .blame
+        .iter()
+        .find(|row| row.role == Role::BusyAreas);
+    let row = row.expect("the candidate knows");
+    assert!(row.baseline.is_none());
+    assert_eq!(row.candidate.unwrap().lock, Lock::NodeBusy);
+    let text = rendered(&comparison, Format::Text, None);
+    assert!(text.contains("Who waited for whom"), "{text}");
+    let markdown = rendered(&comparison, Format::Markdown, None);
+    assert!(
+        markdown.contains("vmap_node.busy: readers for readers"),
+        "{markdown}"
+    );
+    let neither = compare(&repeats(&spinlock(), 0..2), &repeats(&spinlock(), 5..7));
+    assert!(neither.blame.is_empty());
+}
+
 /// Repeats that lost something.
 fn lossy(lose: impl Fn(&mut Measured)) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
