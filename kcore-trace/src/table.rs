@@ -1,4 +1,5 @@
-//! How tables for a person look: a rule under the head, and no other line.
+//! How text for a person looks: tables with a rule under the head and no other line, and sentences
+//! that are no wider than the terminal.
 //!
 //! Owns the looks that report and comparison share. A table begins with columns of words; those of
 //! numbers are set apart with [`align`].
@@ -35,4 +36,38 @@ pub(crate) fn width(table: &str) -> usize {
         .map(|line| line.chars().count())
         .max()
         .unwrap_or(0)
+}
+
+/// A text in lines of so many characters; a longer word has a line to itself, and a number keeps
+/// its unit.
+pub(crate) fn wrap(text: &str, columns: usize) -> Vec<String> {
+    const UNITS: [&str; 6] = ["ns", "µs", "ms", "s", "%", "pt"];
+    let is_unit = |word: &str| UNITS.contains(&word.trim_end_matches(['.', ',', ')']));
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match words.last_mut().filter(|_| is_unit(word)) {
+            Some(number) => *number += &format!(" {word}"),
+            None => words.push(word.to_owned()),
+        }
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for word in words {
+        let room = |line: &&mut String| line.chars().count() + word.chars().count() < columns;
+        match lines.last_mut().filter(room) {
+            Some(line) => *line += &format!(" {word}"),
+            None => lines.push(word),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_between_words_and_never_before_a_unit() {
+        let lines = wrap("hold p50 1.20 µs → 1.80 µs, +50 %", 13);
+        assert_eq!(lines, ["hold p50", "1.20 µs →", "1.80 µs,", "+50 %"]);
+    }
 }

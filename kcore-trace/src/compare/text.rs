@@ -11,9 +11,9 @@ use super::metric::Metric;
 use super::shown::{self, Line};
 use super::tables::{self, HOLDS, WAITS};
 use super::verdict::Finding;
-use super::{Comparison, Number, OpRow};
-use super::{blame, nodes};
-use crate::{table, units};
+use super::{Comparison, Number, OpRow, blame, nodes};
+use crate::table::{self, wrap};
+use crate::units;
 
 /// Width of the names at the left of the first block.
 const NAME_WIDTH: usize = 10;
@@ -52,29 +52,6 @@ fn lines(head: &[Line], columns: usize) -> String {
         }
     }
     text.trim_end().to_owned()
-}
-
-/// A text in lines of so many characters; a longer word has a line to itself, and a number keeps
-/// its unit.
-fn wrap(text: &str, columns: usize) -> Vec<String> {
-    const UNITS: [&str; 6] = ["ns", "µs", "ms", "s", "%", "pt"];
-    let is_unit = |word: &str| UNITS.contains(&word.trim_end_matches(['.', ',', ')']));
-    let mut words: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match words.last_mut().filter(|_| is_unit(word)) {
-            Some(number) => *number += &format!(" {word}"),
-            None => words.push(word.to_owned()),
-        }
-    }
-    let mut lines: Vec<String> = Vec::new();
-    for word in words {
-        let room = |line: &&mut String| line.chars().count() + word.chars().count() < columns;
-        match lines.last_mut().filter(room) {
-            Some(line) => *line += &format!(" {word}"),
-            None => lines.push(word),
-        }
-    }
-    lines
 }
 
 /// The table of locks: waits beside holds if there is room for both.
@@ -187,15 +164,4 @@ fn unknown(comparison: &Comparison, columns: usize) -> Option<String> {
         })
         .collect();
     (!lines.is_empty()).then(|| format!("What cannot be told, and why\n\n{}", lines.join("\n")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_broken_between_words_and_never_before_a_unit() {
-        let lines = wrap("hold p50 1.20 µs → 1.80 µs, +50 %", 13);
-        assert_eq!(lines, ["hold p50", "1.20 µs →", "1.80 µs,", "+50 %"]);
-    }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::kind_name;
 use crate::model::{Blame, Header, Level, Measured, Purpose};
 use crate::plan::Hooks;
-use crate::table::{align, new_table};
+use crate::table::{align, new_table, wrap};
 use crate::units;
 
 /// Rows that a person is shown.
@@ -165,7 +165,7 @@ impl BlameShares {
 }
 
 /// The matrix for a person; nothing if nobody waited.
-pub(super) fn text(matrix: &BlameMatrix) -> Option<String> {
+pub(super) fn text(matrix: &BlameMatrix, columns: Option<u16>) -> Option<String> {
     if matrix.rows.is_empty() {
         return None;
     }
@@ -203,8 +203,17 @@ pub(super) fn text(matrix: &BlameMatrix) -> Option<String> {
     Some(format!(
         "Who waited for whom: for the holder when the wait began\n\n{}\n\n{}",
         table.trim_fmt(),
-        lines.join("\n")
+        fitted(&lines, columns)
     ))
+}
+
+/// Lines no wider than the terminal, if there is one.
+fn fitted(lines: &[String], columns: Option<u16>) -> String {
+    let fit = |line: &String| match columns {
+        Some(columns) => wrap(line, columns.into()),
+        None => vec![line.clone()],
+    };
+    lines.iter().flat_map(fit).collect::<Vec<_>>().join("\n")
 }
 
 fn name(purpose: Purpose) -> String {

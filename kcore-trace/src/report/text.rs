@@ -21,7 +21,12 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
     match by {
         By::Op => {
             blocks.extend(locks(report, columns));
-            blocks.extend(report.blame.as_ref().and_then(blame::text));
+            blocks.extend(
+                report
+                    .blame
+                    .as_ref()
+                    .and_then(|matrix| blame::text(matrix, columns)),
+            );
         }
         By::Node => blocks.push(nodes::text(report)),
     }
