@@ -23,7 +23,7 @@ pub const HELD: usize = 6;
 pub const FRAMES: usize = 16;
 
 /// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
-pub const HISTOGRAMS: u32 = 104;
+pub const HISTOGRAMS: u32 = 100;
 
 /// The histogram of each series, plus one; zero for none.
 pub type HistogramOf = [u32; series::COUNT];
@@ -436,6 +436,8 @@ pub fn node_lock(offset: u64, busy: u64, lazy: u64, pool: u64) -> Option<Lock> {
 
 #[cfg(test)]
 mod tests {
+    use super::{BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, node};
+
     use std::collections::BTreeSet;
 
     use super::blame;
@@ -472,6 +474,15 @@ mod tests {
         }
         assert_eq!(seen.len(), blame::COUNT);
         assert_eq!(seen.last(), Some(&(blame::COUNT as u64 - 1)));
+    }
+
+    #[test]
+    fn a_cpu_has_at_most_half_a_mebibyte_of_counters() {
+        let nodes = 128 * node::LOCKS.len() * size_of::<NodeCounters>();
+        let blame = blame::COUNT * size_of::<BlameCounters>();
+        let histograms = HISTOGRAMS as usize * size_of::<Histogram>();
+        let all = size_of::<CpuCounters>() + nodes + blame + histograms;
+        assert!(all <= 512 << 10, "{all} bytes");
     }
 
     #[test]

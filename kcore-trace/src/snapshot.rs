@@ -446,3 +446,41 @@ const fn expected_cells(lock: Lock) -> &'static [(Intent, Op)] {
         Lock::Kclist => &[(R, Vread)],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use kcore_trace_ebpf::layout::HISTOGRAMS;
+
+    use super::*;
+    use crate::kernel::Facts;
+    use crate::plan::Request;
+
+    /// Series that no table expects, of which a kernel has some.
+    const UNEXPECTED: usize = 10;
+
+    #[test]
+    fn every_expected_series_of_a_kernel_has_a_histogram_and_some_are_left() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plans");
+        let files = fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().path());
+        let mut plans = 0;
+        for file in files.filter(|file| file.to_string_lossy().ends_with(".facts.json")) {
+            let facts: Facts = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+            let request = Request::default();
+            let Ok(plan) = Plan::choose(&facts, &request) else {
+                continue;
+            };
+            let expected = expected_series(&plan).len();
+            let name = file.display();
+            assert!(
+                expected + UNEXPECTED <= HISTOGRAMS as usize,
+                "{name}: {expected}"
+            );
+            plans += 1;
+        }
+        assert!(plans >= 5, "{plans} plans");
+    }
+}

@@ -29,7 +29,7 @@ pub(crate) static NODE_COUNTERS: Array<NodeCounters> = Array::with_max_entries(1
 #[map]
 pub(crate) static BLAME: Array<BlameCounters> = Array::with_max_entries(1, MAPPABLE);
 
-/// A pool of histograms, 403 KiB per CPU: those of one number for all CPUs stand together. A tenth
+/// A pool of histograms, 400 KiB per CPU: those of one number for all CPUs stand together. A tenth
 /// of the cells occurs on any one kernel, so userspace hands them out.
 #[map]
 pub(crate) static HISTS: Array<Histogram> = Array::with_max_entries(HISTOGRAMS, 0);
