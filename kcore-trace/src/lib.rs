@@ -19,13 +19,14 @@
 //!   [`recording`], [`exporter`] sums them up for Prometheus.
 //! * [`report`] reads a recording and shows it; [`compare`] sets two against each other.
 //! * [`model`] and [`distribution`] are the plain data in between, [`imbalance`] what they say of
-//!   nodes; [`host`] is the fingerprint.
+//!   nodes, [`blame`] of readers and writers; [`host`] is the fingerprint.
 //! * [`stress`] makes a known load.
 //!
 //! Only `kernel`, `loader` and `counters` know aya, only `sampling`, `record` and `exporter` know
 //! tokio; everything from
 //! [`model`] on works on plain data, without root, on any machine.
 
+pub mod blame;
 pub mod cli;
 pub mod compare;
 pub mod counters;

@@ -36,6 +36,14 @@ pub fn serialize<W: Word, S: Serializer>(word: &W, serializer: S) -> Result<S::O
     serializer.serialize_str(word.word())
 }
 
+/// A word that may be missing, which is null then.
+pub fn optional<W: Word, S: Serializer>(
+    word: &Option<W>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    word.map(W::word).serialize(serializer)
+}
+
 pub fn deserialize<'de, W: Word, D: Deserializer<'de>>(deserializer: D) -> Result<W, D::Error> {
     parse(&String::deserialize(deserializer)?)
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::role::Role;
 use super::shown::DASH;
 use super::side::Side;
-use crate::report::{BlameShares, blame_shares};
+use crate::blame::{BlameShares, Part};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -30,7 +30,7 @@ pub(super) fn rows(baseline: &Side, candidate: &Side) -> Vec<BlameRow> {
         let shares = side
             .headers
             .first()
-            .and_then(|header| blame_shares(header, &side.total));
+            .and_then(|header| crate::blame::shares(header, &side.total));
         for shares in shares.into_iter().flatten() {
             let role = Role::of(shares.lock);
             let row = rows.entry(role).or_insert(BlameRow {
@@ -79,8 +79,7 @@ pub(super) fn table(rows: &[BlameRow]) -> Option<String> {
                     let all = shares.wait_sum_ns();
                     cells.push(units::duration(all));
                     let parts = shares.parts();
-                    let part =
-                        |(_, part): &(_, crate::report::Part)| units::share(part.wait_sum_ns, all);
+                    let part = |(_, part): &(_, Part)| units::share(part.wait_sum_ns, all);
                     cells.extend(parts.iter().map(part));
                 }
                 None => cells.extend([DASH; 6].map(String::from)),

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::metric::{self, Gap, Metric, Scale, Span, Tally};
 use super::role::Role;
@@ -58,7 +58,7 @@ pub struct LockSide {
     #[serde(with = "crate::words::list")]
     pub locks: Vec<Lock>,
     /// Null if the kernel's type of this lock is not known.
-    #[serde(serialize_with = "kind_name")]
+    #[serde(serialize_with = "crate::words::optional")]
     pub kind: Option<Kind>,
     #[serde(with = "crate::words::list")]
     pub modes: Vec<Mode>,
@@ -531,8 +531,4 @@ impl Change {
             high: shown(estimate.high),
         }
     }
-}
-
-fn kind_name<S: Serializer>(kind: &Option<Kind>, serializer: S) -> Result<S::Ok, S::Error> {
-    kind.map(Kind::name).serialize(serializer)
 }

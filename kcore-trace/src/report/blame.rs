@@ -1,19 +1,17 @@
-//! Who waited for whom, and what an rwsem could change about it.
+//! Who waited for whom: rows of a report, and their table for a person.
 //!
-//! In comes what was measured; out come rows, what readers and writers waited for each other, and
-//! both for a person. The holder is the one at the beginning of a wait, or the last one if the lock
-//! was just changing hands; who came between has no part of its own. Invariant: a holder that is not known is a row of its own, and all
-//! rows of a lock have the time that was waited for it.
+//! In comes what was measured; out come rows, and under them what readers and writers waited for
+//! each other. The holder is the one at the beginning of a wait, or the last one if the lock was
+//! just changing hands; who came between has no part of its own. Invariant: a holder that is not
+//! known is a row of its own, and all rows of a lock have the time that was waited for it.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Intent, Kind, Lock};
+use kcore_trace_ebpf::words::Lock;
 use serde::Serialize;
 
-use super::kind_name;
-use crate::model::{Blame, Header, Level, Measured, Purpose};
-use crate::plan::Hooks;
+use crate::blame::{self, BlameShares};
+use crate::model::{Header, Measured, Purpose};
 use crate::table::{align, new_table, wrap};
 use crate::units;
 
@@ -41,32 +39,9 @@ pub struct BlameRow {
     pub wait_sum_ns: u64,
 }
 
-/// The waits for one lock, by what waiter and holder would be under an rwsem: `read_by_write` is
-/// what readers waited for writers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct BlameShares {
-    #[serde(with = "crate::words")]
-    pub lock: Lock,
-    #[serde(serialize_with = "kind_name")]
-    pub kind: Option<Kind>,
-    pub read_by_read: Part,
-    pub read_by_write: Part,
-    pub write_by_read: Part,
-    pub write_by_write: Part,
-    /// The holder is not known.
-    pub unknown: Part,
-}
-
-/// A part of the waits for a lock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Part {
-    pub waits: u64,
-    pub wait_sum_ns: u64,
-}
-
 /// The matrix; nothing where holders are not known.
 pub(super) fn matrix(header: &Header, measured: &Measured) -> Option<BlameMatrix> {
-    let shares = shares(header, measured)?;
+    let shares = blame::shares(header, measured)?;
     let rows = measured.blame.iter().map(|(key, blame)| BlameRow {
         lock: key.lock,
         waiter: key.waiter,
@@ -77,91 +52,6 @@ pub(super) fn matrix(header: &Header, measured: &Measured) -> Option<BlameMatrix
     let mut rows: Vec<_> = rows.collect();
     rows.sort_by_key(|row| (Reverse(row.wait_sum_ns), row.lock, row.waiter, row.holder));
     Some(BlameMatrix { rows, shares })
-}
-
-/// What readers and writers waited for each other; nothing where holders are not known: where not
-/// every acquisition was seen when the lock was owned, or by a version that did not ask.
-pub(crate) fn shares(header: &Header, measured: &Measured) -> Option<Vec<BlameShares>> {
-    let seen = header.level == Level::Full && header.hooks == Hooks::Fentry.name();
-    seen.then(|| fold(&header.kinds, measured)).flatten()
-}
-
-fn fold(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Option<Vec<BlameShares>> {
-    let waits = measured.cells.values().any(|cell| cell.contended > 0);
-    if waits && measured.blame.is_empty() {
-        return None;
-    }
-    let mut shares: BTreeMap<Lock, BlameShares> = BTreeMap::new();
-    for (key, &Blame { waits, wait_sum_ns }) in &measured.blame {
-        let of_lock = shares.entry(key.lock).or_insert_with(|| BlameShares {
-            lock: key.lock,
-            kind: kinds.get(&key.lock).copied(),
-            read_by_read: Part::default(),
-            read_by_write: Part::default(),
-            write_by_read: Part::default(),
-            write_by_write: Part::default(),
-            unknown: Part::default(),
-        });
-        let holder = key.holder.map(|holder| holder.intent);
-        let part = match (key.waiter.intent, holder) {
-            (Intent::Read, Some(Intent::Read)) => &mut of_lock.read_by_read,
-            (Intent::Read, Some(Intent::Write)) => &mut of_lock.read_by_write,
-            (Intent::Write, Some(Intent::Read)) => &mut of_lock.write_by_read,
-            (Intent::Write, Some(Intent::Write)) => &mut of_lock.write_by_write,
-            (Intent::Read | Intent::Write, None) => &mut of_lock.unknown,
-        };
-        part.waits += waits;
-        part.wait_sum_ns += wait_sum_ns;
-    }
-    let mut shares: Vec<_> = shares.into_values().collect();
-    shares.sort_by_key(|shares| (Reverse(shares.wait_sum_ns()), shares.lock));
-    Some(shares)
-}
-
-impl BlameShares {
-    pub(crate) fn parts(&self) -> [(&'static str, Part); 5] {
-        [
-            ("readers for readers", self.read_by_read),
-            ("readers for writers", self.read_by_write),
-            ("writers for readers", self.write_by_read),
-            ("writers for writers", self.write_by_write),
-            ("for somebody unknown", self.unknown),
-        ]
-    }
-
-    pub(crate) fn wait_sum_ns(&self) -> u64 {
-        self.parts().iter().map(|(_, part)| part.wait_sum_ns).sum()
-    }
-
-    /// Who waited for whom, in a sentence.
-    pub(crate) fn sentence(&self) -> String {
-        let all = self.wait_sum_ns();
-        let parts = self.parts();
-        let happened = parts.iter().filter(|(_, part)| part.waits > 0);
-        let parts = happened.map(|(who, part)| {
-            let share = units::share(part.wait_sum_ns, all);
-            format!("{who} {share}")
-        });
-        let parts: Vec<_> = parts.collect();
-        format!("{}: {} of the time waited", self.lock, parts.join(", "))
-    }
-
-    /// What an rwsem could save, or what is left where it is one; of the locks that readers take.
-    fn verdict(&self) -> Option<String> {
-        let share = units::share(self.read_by_read.wait_sum_ns, self.wait_sum_ns());
-        let lock = self.lock;
-        match (lock, self.kind?) {
-            (Lock::VmapArea | Lock::NodeBusy, Kind::Spinlock) => Some(format!(
-                "An rwsem could save at most {share} of the time waited for {lock}: what readers \
-                 waited for readers."
-            )),
-            (Lock::VmapArea, Kind::Rwsem) => Some(format!(
-                "{lock} is an rwsem, and readers waited for readers {share} of the time, behind a \
-                 writer in the queue: sharing cannot save more than that."
-            )),
-            _ => None,
-        }
-    }
 }
 
 /// The matrix for a person; nothing if nobody waited.
@@ -218,106 +108,4 @@ fn fitted(lines: &[String], columns: Option<u16>) -> String {
 
 fn name(purpose: Purpose) -> String {
     format!("{}, {}", purpose.op, purpose.intent)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use kcore_trace_ebpf::words::{Mode, Op};
-
-    use super::*;
-    use crate::model::{BlameKey, Cell, CellKey};
-
-    const LOOKS: Purpose = Purpose {
-        intent: Intent::Read,
-        op: Op::Vread,
-    };
-    const ADDS: Purpose = Purpose {
-        intent: Intent::Write,
-        op: Op::Alloc,
-    };
-
-    fn kinds(kind: Kind) -> BTreeMap<Lock, Kind> {
-        [(Lock::VmapArea, kind)].into()
-    }
-
-    /// Milliseconds that were waited in all, by waiter and holder.
-    fn measured(waits: &[(Purpose, Option<Purpose>, u64)]) -> Measured {
-        let blame = waits.iter().map(|&(waiter, holder, ms)| {
-            let key = BlameKey {
-                lock: Lock::VmapArea,
-                waiter,
-                holder,
-            };
-            let wait_sum_ns = ms * 1_000_000;
-            (
-                key,
-                Blame {
-                    waits: 2,
-                    wait_sum_ns,
-                },
-            )
-        });
-        Measured {
-            blame: blame.collect(),
-            ..Measured::default()
-        }
-    }
-
-    fn contended() -> BTreeMap<CellKey, Cell> {
-        let key = CellKey {
-            lock: Lock::VmapArea,
-            mode: Mode::Exclusive,
-            intent: Intent::Write,
-            op: Op::Alloc,
-        };
-        let cell = Cell {
-            contended: 1,
-            ..Cell::default()
-        };
-        [(key, cell)].into()
-    }
-
-    #[test]
-    fn what_an_rwsem_could_save_is_what_readers_waited_for_readers() {
-        let waits = [
-            (LOOKS, Some(LOOKS), 10),
-            (LOOKS, Some(ADDS), 20),
-            (ADDS, Some(LOOKS), 30),
-            (ADDS, Some(ADDS), 40),
-        ];
-        let shares = fold(&kinds(Kind::Spinlock), &measured(&waits)).unwrap();
-        assert_eq!(
-            shares[0].sentence(),
-            "vmap_area_lock: readers for readers 10.0 %, readers for writers 20.0 %, writers for \
-             readers 30.0 %, writers for writers 40.0 % of the time waited"
-        );
-        assert_eq!(
-            shares[0].verdict().unwrap(),
-            "An rwsem could save at most 10.0 % of the time waited for vmap_area_lock: what \
-             readers waited for readers."
-        );
-    }
-
-    #[test]
-    fn an_rwsem_is_not_told_what_an_rwsem_could_save() {
-        let waits = [(LOOKS, Some(ADDS), 3), (ADDS, None, 1)];
-        let shares = fold(&kinds(Kind::Rwsem), &measured(&waits)).unwrap();
-        assert_eq!(shares[0].unknown.wait_sum_ns, 1_000_000);
-        let verdict = shares[0].verdict().unwrap();
-        assert!(!verdict.contains("could save"), "{verdict}");
-    }
-
-    #[test]
-    fn a_holder_that_nothing_was_asked_about_is_not_nobody() {
-        let kinds = kinds(Kind::Spinlock);
-        let older = Measured {
-            cells: contended(),
-            ..Measured::default()
-        };
-        assert!(fold(&kinds, &older).is_none());
-        let calm = Measured::default();
-        assert!(fold(&kinds, &calm).unwrap().is_empty());
-    }
 }

@@ -19,10 +19,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-pub(crate) use blame::shares as blame_shares;
-pub use blame::{BlameMatrix, BlameRow, BlameShares, Part};
+pub use blame::{BlameMatrix, BlameRow};
 pub use nodes::NodeRow;
 
 use crate::distribution::{Bucket, Distribution};
@@ -155,7 +154,7 @@ pub struct LockRow {
     #[serde(with = "crate::words")]
     pub lock: Lock,
     /// Null if the kernel's type of this lock is not known.
-    #[serde(serialize_with = "kind_name")]
+    #[serde(serialize_with = "crate::words::optional")]
     pub kind: Option<Kind>,
     #[serde(with = "crate::words")]
     pub mode: Mode,
@@ -175,7 +174,7 @@ pub struct LockRow {
 pub struct LockTotal {
     #[serde(with = "crate::words")]
     pub lock: Lock,
-    #[serde(serialize_with = "kind_name")]
+    #[serde(serialize_with = "crate::words::optional")]
     pub kind: Option<Kind>,
     #[serde(flatten)]
     pub counts: Counts,
@@ -398,8 +397,4 @@ fn ops(ops: &BTreeMap<Op, OpCell>) -> Vec<OpRow> {
         .collect();
     rows.sort_by_key(|row| Reverse((row.latency.map_or(0, |latency| latency.sum_ns), row.count)));
     rows
-}
-
-fn kind_name<S: Serializer>(kind: &Option<Kind>, serializer: S) -> Result<S::Ok, S::Error> {
-    kind.map(Kind::name).serialize(serializer)
 }
