@@ -2,8 +2,8 @@
 //!
 //! In: acquisitions and releases that are seen when the lock is owned. Out: the purpose of whoever
 //! holds a lock, held it last, or took it last to share it. A lock is found by a hash of its address; each place
-//! is one word that has the address as well, so that a lock is never taken for another: who cannot
-//! be told is unknown.
+//! is one word that has the address as well, so that a lock is not taken for another: who cannot be
+//! told is unknown.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -24,16 +24,10 @@ static HOLDERS: Shared<[Place; PLACES]> = Shared::new([Place(0); PLACES]);
 #[inline(always)]
 fn place(address: u64) -> *mut u64 {
     // 2^64 over the golden ratio; the upper bits of the product are those that all others move.
-    let hash = (address >> 3).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+    let hash = (address >> blame::SPINLOCK_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
     let index = hidden(hash) & (PLACES as u64 - 1);
     // SAFETY: the index is inside the array.
     unsafe { HOLDERS.get().cast::<Place>().add(index as usize).cast() }
-}
-
-/// The lower half of the address in words, which no two locks have in common, in the upper half.
-#[inline(always)]
-fn name(address: u64) -> u64 {
-    address >> 3 << 32
 }
 
 /// Its holder has released it; the cell stays, for those who came while it changed hands.
@@ -42,7 +36,7 @@ const RELEASED: u64 = 1 << 31;
 /// The lock was taken, under that cell.
 #[inline(always)]
 pub(crate) fn took(address: u64, cell: u32) {
-    let word = name(address) | (u64::from(cell) + 1);
+    let word = blame::name(address) | (u64::from(cell) + 1);
     // SAFETY: a place, written whole.
     unsafe { write_volatile(place(address), word) };
 }
@@ -73,7 +67,7 @@ fn purpose(address: u64, ignored: u64) -> u32 {
     // SAFETY: a place, read whole.
     let word = unsafe { read_volatile(place(address)) } & !ignored;
     let cell = word as u32;
-    if cell == 0 || u64::from(cell) >= RELEASED || word ^ u64::from(cell) != name(address) {
+    if cell == 0 || u64::from(cell) >= RELEASED || word ^ u64::from(cell) != blame::name(address) {
         return blame::UNKNOWN;
     }
     blame::purpose(u64::from(cell) - 1) as u32

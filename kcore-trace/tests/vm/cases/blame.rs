@@ -43,9 +43,32 @@ fn waited(report: &Report, lock: &str, which: impl Fn(&Value) -> bool) -> u64 {
     rows.map(|row| number(row, "wait_sum_ns")).sum()
 }
 
-pub(crate) fn adds_up(_: &mut Guest) -> Result<Outcome> {
+/// Who never held a lock cannot be waited for, and each time it is held every other CPU can begin to
+/// wait for it once, if waiters spin.
+fn is_plausible(report: &Report, row: &Value, cpus: u64) -> Result<()> {
+    let word = |what: &Value| what.as_str().unwrap_or_default().to_owned();
+    let lock = word(&row["lock"]);
+    let holder = &row["holder"];
+    if holder.is_null() {
+        return Ok(());
+    }
+    let (op, intent) = (word(&holder["op"]), word(&holder["intent"]));
+    let holds = report.acquisitions(&lock, &op, &intent);
+    let spins = report.locks(&lock).any(|row| row["kind"] == "spinlock");
+    let waits = number(row, "waits");
+    ensure!(
+        holds > 0 && (!spins || waits <= holds * cpus + WHILE_READING),
+        "{lock}: {op}, {intent} held it {holds} times and is blamed for {waits} waits"
+    );
+    Ok(())
+}
+
+pub(crate) fn adds_up(guest: &mut Guest) -> Result<Outcome> {
     let report = tool::recorded(FENTRY)?;
     ensure!(report.0["blame"].is_object(), "holders are not known");
+    for row in rows(&report) {
+        is_plausible(&report, row, guest.cpus() as u64)?;
+    }
     for total in report.rows("lock_totals") {
         let lock = total["lock"].as_str().unwrap_or_default();
         let of_lock = || rows(&report).filter(|row| row["lock"] == lock);
@@ -103,8 +126,11 @@ pub(crate) fn readers(_: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-pub(crate) fn writers(_: &mut Guest) -> Result<Outcome> {
+pub(crate) fn writers(guest: &mut Guest) -> Result<Outcome> {
     let report = recorded(WRITERS)?;
+    for row in rows(&report) {
+        is_plausible(&report, row, guest.cpus() as u64)?;
+    }
     let is_reader = |who: &Value| who["op"] == "vread" || who["op"] == "vmallocinfo";
     for row in rows(&report) {
         ensure!(
