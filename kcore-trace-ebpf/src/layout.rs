@@ -446,12 +446,10 @@ pub fn node_lock(offset: u64, busy: u64, lazy: u64, pool: u64) -> Option<Lock> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, node};
-
     use std::collections::BTreeSet;
 
-    use super::blame;
     use super::node::{counters, number, reciprocal};
+    use super::{BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, blame, node};
     use crate::words::{self, Lock, Mode, Op};
 
     #[test]

@@ -1,8 +1,10 @@
 //! What readers and writers waited for each other.
 //!
 //! In: waits by waiter and holder. Out: for each lock the time that readers waited for readers,
-//! readers for writers and so on, and what an rwsem could change about it. Invariant: a holder that
-//! is not known is neither, and all parts of a lock together are the time that was waited for it.
+//! readers for writers and so on, and what an rwsem could change about it. A wait is put down to one
+//! holder whole, also the part of it that others in the queue had: what an rwsem could save is told
+//! as exactly as that. Invariant: a holder that is not known is neither, and all parts of a lock
+//! together are the time that was waited for it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -37,11 +39,19 @@ pub struct Part {
     pub wait_sum_ns: u64,
 }
 
-/// What readers and writers waited for each other; nothing where holders are not known: where not
-/// every acquisition was seen when the lock was owned, or by a version that did not ask.
-pub(crate) fn shares(header: &Header, measured: &Measured) -> Option<Vec<BlameShares>> {
-    let seen = header.level == Level::Full && header.hooks == Hooks::Fentry.name();
-    seen.then(|| fold(&header.kinds, measured)).flatten()
+/// What readers and writers waited for each other.
+///
+/// # Errors
+///
+/// Why holders are not known.
+pub(crate) fn shares(
+    header: &Header,
+    measured: &Measured,
+) -> Result<Vec<BlameShares>, &'static str> {
+    if header.level != Level::Full || header.hooks != Hooks::Fentry.name() {
+        return Err("holders are followed at level full by fentry only");
+    }
+    fold(&header.kinds, measured).ok_or("recorded by a version that did not ask for holders")
 }
 
 fn fold(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Option<Vec<BlameShares>> {
@@ -114,8 +124,8 @@ impl BlameShares {
                  waited for readers."
             )),
             (Lock::VmapArea, Kind::Rwsem) => Some(format!(
-                "{lock} is an rwsem, and readers waited for readers {share} of the time, behind a \
-                 writer in the queue: sharing cannot save more than that."
+                "{lock} is an rwsem: readers still waited for readers {share} of the time, behind \
+                 a writer in the queue."
             )),
             _ => None,
         }

@@ -57,6 +57,8 @@ pub struct ProgramCost {
     pub name: String,
     pub runs: u64,
     pub run_ns: u64,
+    /// Runs that the kernel skipped. Kernels before 5.12 do not count them.
+    pub recursion_misses: u64,
 }
 
 /// Has the kernel keep the run time of every BPF program for as long as the result lives.
@@ -143,23 +145,16 @@ impl Session {
         Array::try_from(map).with_context(|| format!("map `{name}` has another type"))
     }
 
-    /// Runs that the kernel skipped, over all programs. Kernels before 5.12 do not count them.
-    pub fn recursion_misses(&self) -> u64 {
-        self.loaded
-            .iter()
-            .filter_map(|name| recursion_misses(self.object.program(name)?))
-            .sum()
-    }
-
-    /// What the kernel says of the run time of each program. It counts only while
+    /// What the kernel says of each program. It keeps the run time only while
     /// `kernel.bpf_stats_enabled` is on, or [`enable_statistics`] is in force.
     pub(crate) fn program_costs(&self) -> Vec<ProgramCost> {
         let cost = |name: &String| {
-            let info = self.object.program(name)?.info().ok()?;
+            let info = information(self.object.program(name)?)?;
             Some(ProgramCost {
                 name: name.clone(),
-                runs: info.run_count(),
-                run_ns: info.run_time().as_nanos() as u64,
+                runs: info.run_cnt,
+                run_ns: info.run_time_ns,
+                recursion_misses: info.recursion_misses,
             })
         };
         self.loaded.iter().filter_map(cost).collect()
@@ -354,10 +349,6 @@ fn explain(name: &str, error: ProgramError) -> anyhow::Error {
     }
 }
 
-fn recursion_misses(program: &Program) -> Option<u64> {
-    Some(information(program)?.recursion_misses)
-}
-
 fn information(program: &Program) -> Option<bpf_prog_info> {
     syscall::program_info(program.fd().ok()?.as_fd()).ok()
 }
@@ -374,6 +365,10 @@ fn load_object(
     debug_assert!(slots.is_multiple_of(SLOT_WAYS));
     // A map has one entry at least.
     let node_counters = (cpus * constants.nodes[node::COUNTERS] as u32).max(1);
+    let blame_counters = match constants.knows_holders() {
+        true => cpus * blame::COUNT as u32,
+        false => 1,
+    };
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
@@ -392,7 +387,7 @@ fn load_object(
         .map_max_entries("TASKS", slots)
         .map_max_entries("COUNTERS", cpus)
         .map_max_entries("NODE_COUNTERS", node_counters)
-        .map_max_entries("BLAME", cpus * blame::COUNT as u32)
+        .map_max_entries("BLAME", blame_counters)
         .map_max_entries("HISTS", cpus * HISTOGRAMS)
         .load(OBJECT)
         .context("failed to create the maps")
@@ -438,6 +433,11 @@ impl Constants {
         constants.flags[flag::AT_ENTRY] = (full && plan.hooks == Hooks::Kprobe).into();
         constants.flags[flag::SPIN_RELEASES] = (full && spinlocks(true)).into();
         constants
+    }
+
+    /// Whether every acquisition is seen when the lock is owned, as the programs ask too.
+    fn knows_holders(&self) -> bool {
+        self.flags[flag::EVERY_ACQUISITION] != 0 && self.flags[flag::AT_ENTRY] == 0
     }
 
     fn set_locks(&mut self, plan: &Plan, addresses: &Addresses) {

@@ -22,7 +22,7 @@ use kcore_trace_ebpf::words::{self, Intent, Kind, Lock, Mode, Op, cell};
 
 use crate::counters::Counters;
 use crate::distribution::{Distribution, Exact};
-use crate::loader::Session;
+use crate::loader::{ProgramCost, Session};
 use crate::model::{Blame, BlameKey, Cell, CellKey, Level, Loss, Measured, Nodes, OpCell, Purpose};
 use crate::plan::{Hooks, Plan, PlannedLock};
 
@@ -43,6 +43,8 @@ pub struct Snapshots {
     buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
     recursion_misses: u64,
+    /// What the kernel said of the programs at the last call.
+    programs: Vec<ProgramCost>,
     taken: u32,
 }
 
@@ -61,6 +63,7 @@ impl Snapshots {
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
+            programs: Vec::new(),
             taken: 0,
         })
     }
@@ -73,6 +76,11 @@ impl Snapshots {
         self.counters.forget_extremes();
         self.take_all(session)?;
         Ok(())
+    }
+
+    /// What the programs had cost when the counters were last read.
+    pub fn programs(&self) -> &[ProgramCost] {
+        &self.programs
     }
 
     /// Whether the counters may be read.
@@ -240,7 +248,9 @@ impl Snapshots {
         let after = self.counters.misses();
         let before = std::mem::replace(&mut self.misses, after);
         let lost = |reason: u32| after[reason as usize] - before[reason as usize];
-        let misses = session.recursion_misses();
+        self.programs = session.program_costs();
+        let programs = self.programs.iter();
+        let misses: u64 = programs.map(|program| program.recursion_misses).sum();
         let (in_flight_waits, in_flight_holds) = self.counters.in_flight();
         Loss {
             recursion_misses: misses

@@ -1,9 +1,12 @@
 //! Who holds a lock, for those who come to wait for it.
 //!
 //! In: acquisitions and releases that are seen when the lock is owned. Out: the purpose of whoever
-//! holds a lock, held it last, or took it last to share it. A lock is found by a hash of its address; each place
-//! is one word that has the address as well, so that a lock is not taken for another: who cannot be
-//! told is unknown.
+//! holds a lock, held it last, or took it last to share it. A lock is found by a hash of its
+//! address; each place is one word that has the address as well, so that a lock is not taken for
+//! another.
+//!
+//! Invariant: of two locks with one place, the one that was written last is known, and of the other
+//! the holder is unknown.
 
 use core::ptr::{read_volatile, write_volatile};
 
@@ -45,7 +48,8 @@ pub(crate) fn took(address: u64, cell: u32) {
 #[inline(always)]
 pub(crate) fn left(address: u64) {
     let place = place(address);
-    // SAFETY: as above; nobody else writes it while the lock is held.
+    // SAFETY: as above. A lock with the same place that is taken in between may be marked, or lose
+    // its place: then its waiters are put down to its last holder, or to nobody.
     unsafe { write_volatile(place, read_volatile(place) | RELEASED) };
 }
 

@@ -509,6 +509,9 @@ pub(crate) fn downgrade(taken: Taken) {
             return;
         };
         record::add(&raw mut (*counters).acquisitions, 1);
+        if blame::counts() {
+            holder::took(taken.address, index);
+        }
         (*held).cell = index;
         (*held).since_ns = now();
     }

@@ -25,7 +25,8 @@ pub(crate) static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MAPP
 #[map]
 pub(crate) static NODE_COUNTERS: Array<NodeCounters> = Array::with_max_entries(1, MAPPABLE);
 
-/// Who waits for whom: 55 KiB for each CPU, those of a CPU together.
+/// Who waits for whom: 55 KiB for each CPU, those of a CPU together; one that nothing writes where
+/// holders are not known.
 #[map]
 pub(crate) static BLAME: Array<BlameCounters> = Array::with_max_entries(1, MAPPABLE);
 

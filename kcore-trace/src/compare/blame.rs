@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::role::Role;
 use super::shown::DASH;
 use super::side::Side;
-use crate::blame::{BlameShares, Part};
+use crate::blame::{self, BlameShares, Part};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -30,7 +30,7 @@ pub(super) fn rows(baseline: &Side, candidate: &Side) -> Vec<BlameRow> {
         let shares = side
             .headers
             .first()
-            .and_then(|header| crate::blame::shares(header, &side.total));
+            .and_then(|header| blame::shares(header, &side.total).ok());
         for shares in shares.into_iter().flatten() {
             let role = Role::of(shares.lock);
             let row = rows.entry(role).or_insert(BlameRow {
@@ -55,21 +55,16 @@ pub(super) fn table(rows: &[BlameRow]) -> Option<String> {
         return None;
     }
     let head = [
-        "lock",
-        "side",
-        "waited",
+        "\nlock",
+        "\nside",
+        "\nwaited",
         "readers\nfor readers",
         "readers\nfor writers",
         "writers\nfor readers",
         "writers\nfor writers",
-        "unknown",
+        "\nunknown",
     ];
-    let head = head.map(|name| match name.contains('\n') {
-        true => name.to_owned(),
-        false => format!("\n{name}"),
-    });
-    let columns = head.len();
-    let mut table = new_table(head.to_vec());
+    let mut table = new_table(head.map(String::from).to_vec());
     for row in rows {
         for (side, shares) in [("baseline", row.baseline), ("candidate", row.candidate)] {
             let lock = shares.map_or(row.role.first_lock(), |shares| shares.lock);
@@ -87,7 +82,7 @@ pub(super) fn table(rows: &[BlameRow]) -> Option<String> {
             table.add_row(cells);
         }
     }
-    for index in 2..columns {
+    for index in 2..head.len() {
         align(&mut table, index, index == 2);
     }
     Some(format!(

@@ -39,8 +39,12 @@ pub struct BlameRow {
     pub wait_sum_ns: u64,
 }
 
-/// The matrix; nothing where holders are not known.
-pub(super) fn matrix(header: &Header, measured: &Measured) -> Option<BlameMatrix> {
+/// The matrix.
+///
+/// # Errors
+///
+/// Why holders are not known.
+pub(super) fn matrix(header: &Header, measured: &Measured) -> Result<BlameMatrix, &'static str> {
     let shares = blame::shares(header, measured)?;
     let rows = measured.blame.iter().map(|(key, blame)| BlameRow {
         lock: key.lock,
@@ -51,7 +55,7 @@ pub(super) fn matrix(header: &Header, measured: &Measured) -> Option<BlameMatrix
     });
     let mut rows: Vec<_> = rows.collect();
     rows.sort_by_key(|row| (Reverse(row.wait_sum_ns), row.lock, row.waiter, row.holder));
-    Some(BlameMatrix { rows, shares })
+    Ok(BlameMatrix { rows, shares })
 }
 
 /// The matrix for a person; nothing if nobody waited.

@@ -78,6 +78,8 @@ pub struct Report {
     pub spreads: Vec<Spread>,
     /// Null where holders are not known.
     pub blame: Option<BlameMatrix>,
+    /// Why they are not.
+    pub blame_missing: Option<&'static str>,
 }
 
 /// What was measured, where, and for how long.
@@ -216,6 +218,7 @@ impl Report {
     pub fn new(recording: &Recording) -> Self {
         let header = &recording.header;
         let grouped = group(&recording.total.cells);
+        let blame = blame::matrix(header, &recording.total);
         let of_locks = || {
             grouped
                 .iter()
@@ -235,7 +238,8 @@ impl Report {
                 .collect(),
             nodes: nodes::rows(&recording.total, sees_acquisitions(header)),
             spreads: nodes::spreads(&recording.total),
-            blame: blame::matrix(header, &recording.total),
+            blame_missing: blame.as_ref().err().copied(),
+            blame: blame.ok(),
         }
     }
 }

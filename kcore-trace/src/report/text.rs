@@ -259,6 +259,11 @@ fn notes(report: &Report) -> Option<String> {
     if report.locks.iter().any(tables::reads_exclusively) {
         notes.push("read: takes the lock exclusively, and only looks up".into());
     }
+    if let Some(why) = report.blame_missing
+        && sum(|total| total.counts.contended) != 0
+    {
+        notes.push(format!("who waited for whom: not known, {why}"));
+    }
     let aborted = sum(|total| total.counts.aborted);
     if aborted != 0 {
         let wasted = units::duration(sum(|total| total.counts.aborted_wait_ns));

@@ -157,7 +157,7 @@ impl Sampler {
         Ok(Sample {
             interval,
             snapshot,
-            programs: self.session.program_costs(),
+            programs: self.snapshots.programs().to_vec(),
         })
     }
 

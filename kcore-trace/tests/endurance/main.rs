@@ -13,8 +13,8 @@ use procfs::process::Process;
 const SECONDS: u64 = 24 * 3600;
 /// Until whatever grows once has grown.
 const WARM: u64 = 3600;
-/// Seconds between two scrapes.
-const SCRAPED_EVERY: u64 = 1800;
+/// Seconds between two scrapes: each format has had its first before that, with its largest buffers.
+const SCRAPED_EVERY: u64 = 900;
 const MIB: u64 = 1 << 20;
 
 fn resident() -> u64 {

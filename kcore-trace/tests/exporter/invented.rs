@@ -115,6 +115,7 @@ pub(crate) fn sample(second: u64, measured: Measured) -> Sample {
             name: "spinslow_fx".into(),
             runs: 10 * (second + 1),
             run_ns: 1000 * (second + 1),
+            recursion_misses: 0,
         }],
     }
 }
