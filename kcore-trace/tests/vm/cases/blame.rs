@@ -11,6 +11,7 @@ use crate::tool::{self, Report};
 const WHILE_READING: u64 = 8;
 
 const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "100"];
+const READER_THREADS: u64 = 4;
 const WRITERS: &[&str] = &["--maps", "4", "--ops", "200"];
 
 /// Records a load of its own at level full.
@@ -82,8 +83,9 @@ pub(crate) fn adds_up(guest: &mut Guest) -> Result<Outcome> {
             number(&total["wait"], "sum_ns"),
             waited(&report, lock, |_| true),
         );
+        let longest = number(&total["wait"], "max_ns");
         ensure!(
-            by_holder.abs_diff(all) * 50 <= all,
+            by_holder.abs_diff(all) <= WHILE_READING * longest,
             "{lock}: {all} ns waited, {by_holder} of them by holder"
         );
     }
@@ -100,29 +102,37 @@ pub(crate) fn needs_ownership(_: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// A guest that starts threads and purges is never without a writer, and an emulated CPU may be taken
+/// away from one that holds the lock. Its holds are counted, and each can make every reader begin to
+/// wait once: what is beyond that, readers waited for readers.
 pub(crate) fn readers(_: &mut Guest) -> Result<Outcome> {
     let report = recorded(READERS)?;
     let is_reader = |who: &Value| who["intent"] == "read" && who["op"] == "vmallocinfo";
-    let sum = |which: &dyn Fn(&Value) -> bool| {
-        let rows = rows(&report).filter(|row| which(row));
-        rows.map(|row| number(row, "wait_sum_ns")).sum::<u64>()
-    };
-    // Whatever the index lock is, up to 6.8 they take a mutex before it.
-    let all = sum(&|row| is_reader(&row["waiter"]));
-    let among_readers = sum(&|row| is_reader(&row["waiter"]) && is_reader(&row["holder"]));
-    ensure!(all > 0, "no reader waited");
-    ensure!(
-        (all - among_readers) * 50 <= all,
-        "of {all} ns readers waited {among_readers} ns for readers"
-    );
-    if report.era().starts_with("rwsem") {
-        let lock = report.index_lock();
-        let of_index = waited(&report, lock, |row| is_reader(&row["waiter"]));
+    let mut among_readers = 0;
+    for total in report.rows("lock_totals") {
+        let lock = total["lock"].as_str().unwrap_or_default();
+        let by_readers = report.acquisitions(lock, "vmallocinfo", "read");
+        let others = number(total, "acquisitions") - by_readers;
+        let of_readers =
+            || rows(&report).filter(|row| row["lock"] == lock && is_reader(&row["waiter"]));
+        let all: u64 = of_readers().map(|row| number(row, "waits")).sum();
+        let for_readers = of_readers().filter(|row| is_reader(&row["holder"]));
+        let for_readers: u64 = for_readers.map(|row| number(row, "waits")).sum();
+        among_readers += for_readers;
         ensure!(
-            of_index * 50 <= all,
-            "readers waited {of_index} of {all} ns for {lock}, which they share"
+            all - for_readers <= others * READER_THREADS + WHILE_READING,
+            "{lock}: of {all} waits of readers {for_readers} were for readers, and others held it \
+             {others} times"
         );
+        if report.era().starts_with("rwsem") && lock == report.index_lock() {
+            ensure!(
+                all <= others * READER_THREADS + WHILE_READING,
+                "readers share {lock}, waited {all} times, and others held it {others} times"
+            );
+        }
     }
+    // Whatever the index lock is, up to 6.8 they take a mutex before it.
+    ensure!(among_readers > 0, "no reader waited for a reader");
     Ok(Outcome::Passed)
 }
 
