@@ -25,7 +25,7 @@ use crate::plan::{Hooks, Plan, Request};
 use crate::record::{self, RecordOptions};
 use crate::recording::Recording;
 use crate::report::{self, Report};
-use crate::sampling::Measuring;
+use crate::sampling::{Limit, Measuring};
 use crate::stress::{self, StressArgs};
 
 /// Where `record` writes and `report` reads, unless told otherwise.
@@ -35,6 +35,11 @@ const INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(3600);
 /// Longest duration of a recording: a year.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// From this duration on a recording is a long one.
+const LONG: Duration = Duration::from_secs(600);
+/// What a long recording may take of the time of all CPUs unless told otherwise.
+const LONG_MAY_COST: f64 = 0.03;
 
 /// Who waits for and who holds the locks of vmalloc
 #[derive(Parser)]
@@ -112,6 +117,11 @@ struct RecordArgs {
     /// Take this way of attaching instead of the best one
     #[arg(long, value_enum)]
     hooks: Option<Hooks>,
+    /// What measuring may take of the time of all CPUs, such as 1%, or `off`: above that the level
+    /// is reduced, to contended and then to nothing, and tried again later [default: 3% without a
+    /// command and for longer than 10 minutes, else off]
+    #[arg(long, value_name = "SHARE", value_parser = limit)]
+    max_overhead: Option<MayCost>,
     /// Replace the recording if there is one
     #[arg(long)]
     force: bool,
@@ -137,6 +147,10 @@ struct ServeArgs {
     /// Take this way of attaching instead of the best one
     #[arg(long, value_enum)]
     hooks: Option<Hooks>,
+    /// What measuring may take of the time of all CPUs, such as 1%: above that the level is reduced,
+    /// to contended and then to nothing, and tried again later. The capabilities are kept for that
+    #[arg(long, value_name = "SHARE", value_parser = limit, default_value = "off")]
+    max_overhead: MayCost,
     /// Have the kernel keep the run time of BPF programs, of all of them, which costs each run some
     /// ten nanoseconds; needs CAP_SYS_ADMIN
     #[arg(long)]
@@ -176,6 +190,33 @@ fn duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("it has to be longer than 0".into()),
         duration if duration > LONGEST => Err("it can be a year at most".into()),
         duration => Ok(duration),
+    }
+}
+
+/// The share of the time of all CPUs that measuring may take; nothing if it may take all of it.
+#[derive(Clone, Copy, Debug)]
+struct MayCost(Option<f64>);
+
+impl MayCost {
+    fn limit(self) -> Option<Limit> {
+        let required = true;
+        self.0.map(|share| Limit { share, required })
+    }
+}
+
+fn limit(text: &str) -> Result<MayCost, String> {
+    if text == "off" {
+        return Ok(MayCost(None));
+    }
+    let number = text
+        .strip_suffix('%')
+        .map(|number| number.trim().parse::<f64>());
+    match number {
+        Some(Ok(percent)) if percent > 0.0 && percent <= 100.0 => {
+            Ok(MayCost(Some(percent / 100.0)))
+        }
+        Some(Ok(_)) => Err("it has to be above 0% and at most 100%".into()),
+        _ => Err("it has to be a percentage such as 1%, or `off`".into()),
     }
 }
 
@@ -282,11 +323,22 @@ fn record(args: &RecordArgs) -> Result<()> {
                 hooks: args.hooks,
             },
             interval: args.interval,
+            limit: match args.max_overhead {
+                Some(may_cost) => may_cost.limit(),
+                None => is_long(args).then_some(Limit {
+                    share: LONG_MAY_COST,
+                    required: false,
+                }),
+            },
         },
         force: args.force,
         command: args.command.clone(),
         listen: args.listen,
     })
+}
+
+fn is_long(args: &RecordArgs) -> bool {
+    args.command.is_empty() && args.duration.is_none_or(|duration| duration > LONG)
 }
 
 fn serve(args: &ServeArgs) -> Result<()> {
@@ -298,6 +350,7 @@ fn serve(args: &ServeArgs) -> Result<()> {
                 hooks: args.hooks,
             },
             interval: args.interval,
+            limit: args.max_overhead.limit(),
         },
         program_statistics: args.program_statistics,
     })

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::distribution::Distribution;
 use crate::host::Host;
+use crate::units;
 
 /// What an acquisition is counted under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -396,7 +397,19 @@ pub struct Interval {
 }
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// Only slow paths are hooked: an uncontended acquisition passes no hook of ours.
@@ -481,6 +494,61 @@ pub struct Header {
     pub interval_ns: u64,
 }
 
+/// A change of how much is measured, by the guard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Nanoseconds from the start of measuring.
+    pub at_ns: u64,
+    /// From then on; nothing is measured where there is none.
+    pub level: Option<Level>,
+    pub reason: StepReason,
+}
+
+/// Why the guard changed how much is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepReason {
+    /// Measuring took this share of the time of all CPUs, which is more than it may; right after a
+    /// return it has to stay well below the limit.
+    Overhead { share: f64, limit: f64 },
+    /// It was cheap enough, or off, for this long.
+    Retry { after_ns: u64 },
+    /// The hooks could not be attached again.
+    Failed(String),
+}
+
+/// What was measured while the guard had reduced the level: kept apart, since a sum of two levels
+/// would be true of neither.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reduced {
+    /// Nanoseconds in all, also those in which nothing was measured.
+    pub duration_ns: u64,
+    /// Those in which nothing was measured.
+    pub off_ns: u64,
+    /// All changes, in order of time.
+    pub steps: Vec<Step>,
+    /// The sum of all intervals at a level below that of the header.
+    pub total: Measured,
+}
+
+impl Reduced {
+    /// Whether everything was measured at the level of the header.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Adds an interval after the last step.
+    pub fn add(&mut self, interval: &Interval) {
+        let ns = interval.end_ns - interval.start_ns;
+        self.duration_ns += ns;
+        if self.steps.last().is_some_and(|step| step.level.is_none()) {
+            self.off_ns += ns;
+        }
+        self.total.add(&interval.measured);
+    }
+}
+
 /// Why a recording ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -503,8 +571,39 @@ pub struct Trailer {
     pub duration_ns: u64,
     /// How long the command ran, where there was one.
     pub command_ns: Option<u64>,
-    /// The sum of all intervals.
+    /// The sum of all intervals at the level of the header.
     pub total: Measured,
+    #[serde(default, skip_serializing_if = "Reduced::is_empty")]
+    pub reduced: Reduced,
+}
+
+impl Step {
+    /// What happened, for a person.
+    pub fn sentence(&self) -> String {
+        let level = self.level.map_or_else(
+            || "nothing is measured".into(),
+            |level| format!("level {}", level.name()),
+        );
+        match &self.reason {
+            StepReason::Overhead { share, limit } => {
+                let than = if share > limit {
+                    "more than"
+                } else {
+                    "too near to"
+                };
+                let [share, limit] = [share, limit].map(|part| units::fraction(*part));
+                format!(
+                    "measuring took {share} of the CPU time, {than} {limit}: {level} from here on"
+                )
+            }
+            StepReason::Retry { after_ns } => {
+                format!("{level} again, after {}", units::elapsed(*after_ns))
+            }
+            StepReason::Failed(reason) => {
+                format!("{level} from here on: the hooks could not be attached again: {reason}")
+            }
+        }
+    }
 }
 
 impl Level {

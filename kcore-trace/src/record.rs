@@ -18,10 +18,10 @@ use anyhow::{Context as _, Result};
 
 use crate::exporter::Exporter;
 use crate::loader;
-use crate::model::{End, Trailer};
+use crate::model::{End, Header, Trailer};
 use crate::recording::RecordingWriter;
 use crate::sampling::command::{Child, Command};
-use crate::sampling::{Measuring, Sample, Sampler, Signals, Until, event_loop};
+use crate::sampling::{Event, Measuring, Sampler, Signals, Until, event_loop};
 use crate::units;
 use live::Live;
 
@@ -67,6 +67,7 @@ pub fn run(options: RecordOptions) -> Result<()> {
         };
         let mut recorder = Recorder {
             sampler,
+            header,
             writer,
             exporter,
         };
@@ -88,6 +89,7 @@ fn refuse_to_overwrite(options: &RecordOptions) -> Result<()> {
 
 struct Recorder {
     sampler: Sampler,
+    header: Header,
     writer: RecordingWriter,
     exporter: Option<Exporter>,
 }
@@ -106,12 +108,16 @@ impl Recorder {
         };
         let Self {
             sampler,
+            header,
             writer,
             exporter,
         } = self;
-        let each = |sample: Sample| {
-            keep(writer, exporter.as_ref(), &sample)?;
-            live.show(&sample.interval, writer.total());
+        let each = |event: Event| {
+            keep(writer, header, exporter.as_ref(), &event)?;
+            match &event {
+                Event::Sample(sample) => live.show(&sample.interval, writer.total()),
+                Event::Step(step, _) => live.say(&step.sentence()),
+            }
             Ok(())
         };
         let end = sampler.run(&mut until, &mut signals, each).await?;
@@ -127,19 +133,27 @@ impl Recorder {
     ) -> Result<()> {
         let command_ns = child.as_ref().and_then(|child| child.ran_ns());
         if !matches!(end, End::Failed(_)) {
-            let last = self.sampler.last_sample();
-            let kept = last.and_then(|last| keep(&mut self.writer, self.exporter.as_ref(), &last));
+            let Self {
+                sampler,
+                header,
+                writer,
+                exporter,
+            } = &mut self;
+            let last = sampler.last_sample().map(Event::Sample);
+            let kept = last.and_then(|last| keep(writer, header, exporter.as_ref(), &last));
             if let Err(error) = kept {
                 end = End::Failed(format!("{error:#}"));
             }
         }
         let duration_ns = self.sampler.measured_ns();
         let total = self.writer.total().clone();
+        let reduced = self.writer.reduced().clone();
         let trailer = Trailer {
             end: end.clone(),
             duration_ns,
             command_ns,
             total,
+            reduced,
         };
         let written = self.writer.finish(&trailer);
         if let Some(child) = child {
@@ -168,11 +182,24 @@ impl Recorder {
     }
 }
 
-/// An interval goes to disk first.
-fn keep(writer: &mut RecordingWriter, exporter: Option<&Exporter>, sample: &Sample) -> Result<()> {
-    writer.append(&sample.interval)?;
-    if let Some(exporter) = exporter {
-        exporter.add(sample);
+/// What happens goes to disk first.
+fn keep(
+    writer: &mut RecordingWriter,
+    header: &Header,
+    exporter: Option<&Exporter>,
+    event: &Event,
+) -> Result<()> {
+    match event {
+        Event::Sample(sample) if sample.level == Some(header.level) => {
+            writer.append(&sample.interval)?;
+        }
+        Event::Sample(sample) => writer.append_reduced(&sample.interval)?,
+        Event::Step(step, _) => writer.step(step)?,
+    }
+    match (exporter, event) {
+        (Some(exporter), Event::Sample(sample)) => exporter.add(sample),
+        (Some(exporter), Event::Step(step, plan)) => exporter.step(step, plan),
+        (None, _) => {}
     }
     Ok(())
 }

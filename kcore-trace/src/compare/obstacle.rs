@@ -84,11 +84,25 @@ pub(super) fn obstacles(baseline: &Side, candidate: &Side) -> Vec<Obstacle> {
         .iter()
         .flat_map(|(name, side)| differing_repeats(name, side));
     let losses = sides.iter().flat_map(|(name, side)| losses(name, side));
+    let reduced = sides.iter().filter_map(|(name, side)| reduced(name, side));
     differences(baseline.header(), candidate.header())
         .into_iter()
         .chain(repeats)
+        .chain(reduced)
         .chain(losses)
         .collect()
+}
+
+/// What was left out while a load is heavy is not what a comparison may leave out.
+fn reduced(name: &str, side: &Side) -> Option<Obstacle> {
+    (side.reduced_ns > 0).then(|| Obstacle {
+        subject: "level",
+        reason: format!(
+            "the guard reduced the level of the {name} for {} of {}",
+            units::elapsed(side.reduced_ns),
+            units::elapsed(side.reduced_ns + side.duration_ns)
+        ),
+    })
 }
 
 /// What differs between two recordings and must not.

@@ -40,8 +40,10 @@ pub struct Side {
     pub(super) samples: Vec<Measured>,
     /// The sum over all recordings.
     pub(super) total: Measured,
-    /// Nanoseconds measured, over all recordings.
+    /// Nanoseconds measured, over all recordings, at the level of the header.
     pub(super) duration_ns: u64,
+    /// Nanoseconds at a lower level.
+    pub(super) reduced_ns: u64,
     /// Recordings whose end is missing.
     pub(super) truncated: usize,
 }
@@ -79,7 +81,8 @@ impl Side {
             sampling,
             samples,
             total,
-            duration_ns: recordings.iter().map(|one| one.duration_ns).sum(),
+            duration_ns: recordings.iter().map(Recording::measured_ns).sum(),
+            reduced_ns: recordings.iter().map(|one| one.reduced.duration_ns).sum(),
             truncated: recordings.iter().filter(|one| !one.is_complete()).count(),
             headers: recordings.into_iter().map(|one| one.header).collect(),
         })

@@ -25,10 +25,13 @@ use super::process::Process;
 use super::state::{State, Subject};
 use super::totals::{CellTotal, Series, Totals};
 use crate::host::UNKNOWN;
-use crate::model::{Blame, BlameKey, CellKey, Nodes};
+use crate::model::{Blame, BlameKey, CellKey, Level, Nodes};
 
 /// What stands before the name of every metric that is this tool's own.
 const PREFIX: &str = "kcore_trace";
+
+/// The level while nothing is measured.
+const OFF: &str = "off";
 
 /// How a scraper wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +195,52 @@ static ROWS: &[Row] = &[
             "Which waits and holds are seen, at which level, by which kind of hook",
         ),
         samples: |state| state.subject.iter().map(coverage).collect(),
+    },
+    Row {
+        family: gauge(
+            "level",
+            "1 for the level that is measured now: full, contended, or off",
+        ),
+        samples: |state| {
+            let Some(subject) = &state.subject else {
+                return vec![];
+            };
+            let now = subject.level.map_or(OFF, Level::name);
+            let levels = [Level::Full.name(), Level::Contended.name(), OFF];
+            let one = |level| (vec![("level", level)], Value::Whole((level == now).into()));
+            levels.map(one).into()
+        },
+    },
+    Row {
+        family: counter(
+            "level_changes",
+            "Times the guard changed the level, to keep within what measuring may cost",
+        ),
+        samples: |state| {
+            let subjects = state.subject.iter();
+            subjects
+                .map(|subject| (vec![], Value::Whole(subject.steps)))
+                .collect()
+        },
+    },
+    Row {
+        family: gauge(
+            "overhead_ratio",
+            "What measuring takes of the time of all CPUs, where a limit is set: the programs, the \
+             hooks that lead to them (estimated by their number), and this process",
+        ),
+        samples: |state| {
+            let Some(overhead) = state.cost.overhead else {
+                return vec![];
+            };
+            let parts = [
+                ("programs", overhead.programs),
+                ("hooks", overhead.hooks),
+                ("process", overhead.process),
+            ];
+            let part = |(part, share)| (vec![("part", part)], Value::Real(share));
+            parts.map(part).into()
+        },
     },
     Row {
         family: gauge(

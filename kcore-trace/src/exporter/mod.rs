@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 
-use crate::model::Header;
+use crate::model::{Header, Step};
 use crate::plan::Plan;
 use crate::sampling::Sample;
 use exposition::lock;
@@ -86,5 +86,10 @@ impl Exporter {
     /// Adds an interval.
     pub fn add(&self, sample: &Sample) {
         lock(&self.state).add(sample);
+    }
+
+    /// Says what is measured from now on instead.
+    pub fn step(&self, step: &Step, plan: &Plan) {
+        lock(&self.state).step(step, plan);
     }
 }

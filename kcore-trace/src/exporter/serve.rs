@@ -1,7 +1,8 @@
 //! The `serve` command: measure for years, for whoever scrapes.
 //!
 //! In: [`ServeOptions`]. Out: an endpoint, until a signal. Once the hooks are attached, what the
-//! process may do is cut down to what reading them needs.
+//! process may do is cut down to what reading them needs, but where a guard may have to attach them
+//! anew.
 //!
 //! Invariant: a failure ends the process with its reason, which every supervisor knows what to do
 //! with; there is no state in which it runs and does not measure.
@@ -14,7 +15,7 @@ use super::Exporter;
 use crate::loader;
 use crate::model::End;
 use crate::privilege;
-use crate::sampling::{Measuring, Sample, Sampler, Signals, Until, event_loop};
+use crate::sampling::{Event, Measuring, Sampler, Signals, Until, event_loop};
 
 /// What to measure, and where to show it.
 #[derive(Clone, Copy, Debug)]
@@ -36,12 +37,22 @@ pub fn run(options: ServeOptions) -> Result<()> {
     let (mut sampler, facts) = Sampler::start(&options.measuring)?;
     exporter.describe(&sampler.header(&facts, Vec::new()), sampler.plan());
     drop(facts);
-    let each = |sample: Sample| {
-        exporter.add(&sample);
+    let each = |event: Event| {
+        match &event {
+            Event::Sample(sample) => exporter.add(sample),
+            Event::Step(step, plan) => {
+                eprintln!("{}", step.sentence());
+                exporter.step(step, plan);
+            }
+        }
         Ok(())
     };
-    let kept = privilege::keep_what_reading_needs(|| sampler.try_reading())?;
-    log::debug!("capabilities kept: {}", privilege::shown(&kept));
+    if sampler.is_guarded() {
+        log::debug!("capabilities kept: all, to attach again at another level");
+    } else {
+        let kept = privilege::keep_what_reading_needs(|| sampler.try_reading())?;
+        log::debug!("capabilities kept: {}", privilege::shown(&kept));
+    }
     let end = event_loop()?.block_on(async {
         let mut signals = Signals::new()?;
         let mut until = Until {

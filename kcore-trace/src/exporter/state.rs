@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use super::totals::{Expected, Totals};
 use crate::loader::ProgramCost;
-use crate::model::{Header, Level, WaitCoverage};
+use crate::model::{Header, Level, Step, WaitCoverage};
 use crate::plan::{Hooks, Plan, PlannedHook};
-use crate::sampling::Sample;
+use crate::sampling::{Overhead, Sample};
 use crate::snapshot;
 use kcore_trace_ebpf::words::Op;
 
@@ -29,6 +29,10 @@ pub(crate) struct State {
 pub(crate) struct Subject {
     pub(crate) header: Header,
     pub(crate) hooks: Vec<PlannedHook>,
+    /// Nothing while the guard has switched measuring off.
+    pub(crate) level: Option<Level>,
+    /// Changes of the level.
+    pub(crate) steps: u64,
 }
 
 /// What measuring costs.
@@ -37,6 +41,8 @@ pub(crate) struct Cost {
     pub(crate) snapshots: u64,
     pub(crate) snapshot_time: Duration,
     pub(crate) last_snapshot: Option<SystemTime>,
+    /// Nothing where it is not watched.
+    pub(crate) overhead: Option<Overhead>,
     /// Empty where the kernel keeps no run time of programs.
     pub(crate) programs: Vec<ProgramCost>,
 }
@@ -64,7 +70,33 @@ impl State {
         self.subject = Some(Subject {
             header: header.clone(),
             hooks: plan.programs.clone(),
+            level: Some(header.level),
+            steps: 0,
         });
+    }
+
+    /// Says what is measured from now on instead. Sums go on.
+    pub(crate) fn step(&mut self, step: &Step, plan: &Plan) {
+        let Some(subject) = &mut self.subject else {
+            return;
+        };
+        let header = Header {
+            level: plan.level,
+            hooks: plan.hooks.name().into(),
+            coverage: plan.coverage.clone(),
+            without_holds: plan.without_holds(),
+            ..subject.header.clone()
+        };
+        self.totals.expect(expected(&header, plan));
+        *subject = Subject {
+            header,
+            hooks: match step.level {
+                Some(_) => plan.programs.clone(),
+                None => Vec::new(),
+            },
+            level: step.level,
+            steps: subject.steps + 1,
+        };
     }
 
     /// Adds an interval.
@@ -73,6 +105,7 @@ impl State {
         self.cost.snapshots += 1;
         self.cost.snapshot_time += sample.snapshot;
         self.cost.last_snapshot = Some(SystemTime::now());
+        self.cost.overhead = sample.overhead;
         let counts_runs = sample.programs.iter().any(|program| program.runs > 0);
         if counts_runs || !self.cost.programs.is_empty() {
             self.cost.programs.clone_from(&sample.programs);
@@ -80,9 +113,9 @@ impl State {
     }
 
     pub(crate) fn sees_every_acquisition(&self) -> bool {
-        self.subject
-            .as_ref()
-            .is_some_and(|subject| subject.header.coverage.waits == WaitCoverage::All)
+        self.subject.as_ref().is_some_and(|subject| {
+            subject.level.is_some() && subject.header.coverage.waits == WaitCoverage::All
+        })
     }
 }
 

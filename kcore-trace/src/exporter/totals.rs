@@ -136,17 +136,20 @@ pub(crate) struct Totals {
 
 impl Totals {
     pub(crate) fn new(expected: Expected) -> Self {
-        let mut totals = Self {
-            expected,
-            ..Self::default()
-        };
-        for key in totals.expected.cells.clone() {
-            totals.cell(key);
-        }
-        for op in totals.expected.ops.clone() {
-            totals.op(op);
-        }
+        let mut totals = Self::default();
+        totals.expect(expected);
         totals
+    }
+
+    /// Expects other series from now on. Those that are there stay.
+    pub(crate) fn expect(&mut self, expected: Expected) {
+        self.expected = expected;
+        for key in self.expected.cells.clone() {
+            self.cell(key);
+        }
+        for op in self.expected.ops.clone() {
+            self.op(op);
+        }
     }
 
     pub(crate) fn add(&mut self, interval: &Interval) {
@@ -180,7 +183,7 @@ impl Totals {
             self.op(*op).add(cell);
         }
         self.settle();
-        self.measured_ns = interval.end_ns;
+        self.measured_ns += interval.end_ns - interval.start_ns;
     }
 
     fn settle(&mut self) {

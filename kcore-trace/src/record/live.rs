@@ -36,6 +36,11 @@ impl Live {
         self.bar.set_message(line(interval, total));
     }
 
+    /// A line that stays.
+    pub(super) fn say(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+
     pub(super) fn clear(&self) {
         self.bar.finish_and_clear();
     }

@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Checkpoint = 3,
     Trailer = 4,
     Footer = 5,
+    Step = 6,
+    ReducedInterval = 7,
 }
 
 /// Kind, length and checksum.

@@ -21,9 +21,11 @@
 //! | --- | --- | --- |
 //! | 1 header | [`Header`] | exactly one, the first frame |
 //! | 2 interval | [`Interval`] | one for each interval, in order of time |
-//! | 3 checkpoint | `intervals`, `end_ns`, `total`: the sum of all intervals before it | after every 64 intervals |
+//! | 3 checkpoint | `intervals`, `end_ns`, `total`, `reduced`: the sums of all intervals before it | after every 64 intervals |
 //! | 4 trailer | [`Trailer`]: the sum of all intervals, why it ended | at most one |
 //! | 5 footer | offset of the trailer frame, u64, then `kct-end\n` | the last 25 bytes, after a trailer |
+//! | 6 step | [`Step`]: from here on another level is measured | where the guard changed it |
+//! | 7 reduced interval | [`Interval`] at the level of the last step, in no sum but that of [`Reduced`] | as intervals |
 //!
 //! The footer is of fixed size, so that a reader finds the totals of a whole file from its end and
 //! reads no interval. Without it the reader walks the frames, as far as they are whole and their
@@ -54,9 +56,9 @@ use serde::{Deserialize, Serialize};
 pub use reader::{Cut, Intervals, Recording};
 pub use writer::RecordingWriter;
 
-use crate::model::Measured;
 #[cfg(doc)]
-use crate::model::{Header, Interval, Trailer};
+use crate::model::{Header, Interval, Step, Trailer};
+use crate::model::{Measured, Reduced};
 
 const MAGIC: [u8; 8] = *b"\x89kct\r\n\x1a\n";
 /// The newest version of the format, which is the one written.
@@ -69,12 +71,14 @@ const INTERVALS_PER_CHECKPOINT: u64 = 64;
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Checkpoint {
-    /// Intervals before this frame.
+    /// Intervals before this frame, of whatever level.
     intervals: u64,
     /// End of the last of them, in nanoseconds from the start of measuring.
     end_ns: u64,
-    /// Their sum.
+    /// The sum of those at the level of the header.
     total: Measured,
+    #[serde(skip_serializing_if = "Reduced::is_empty")]
+    reduced: Reduced,
 }
 
 /// Why a recording cannot be written or read. Each names the file, and where it is known the byte.

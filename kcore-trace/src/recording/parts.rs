@@ -32,11 +32,16 @@ impl Recording {
     pub fn parts(&self, most: u64) -> Result<Vec<Measured>, RecordingError> {
         let intervals = self.duration_ns / self.header.interval_ns.max(1);
         let count = intervals.clamp(1, most.max(1));
-        if intervals / INTERVALS_PER_CHECKPOINT >= count * CHECKPOINTS_PER_PART {
-            self.parts_of_checkpoints(count)
+        let mut parts = if intervals / INTERVALS_PER_CHECKPOINT >= count * CHECKPOINTS_PER_PART {
+            self.parts_of_checkpoints(count)?
         } else {
-            self.parts_of_intervals(count)
+            self.parts_of_intervals(count)?
+        };
+        if !self.reduced.is_empty() {
+            // Of a part in which only a lower level was measured there is nothing to say.
+            parts.retain(|part| *part != Measured::default());
         }
+        Ok(parts)
     }
 
     fn parts_of_intervals(&self, count: u64) -> Result<Vec<Measured>, RecordingError> {

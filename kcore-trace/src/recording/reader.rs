@@ -11,14 +11,16 @@ use serde::de::DeserializeOwned;
 
 use super::frame::{self, Frame, Kind, Step, Walk};
 use super::{Checkpoint, MAGIC, PREAMBLE, RecordingError, VERSION};
-use crate::model::{End, Header, Interval, Measured, Trailer};
+use crate::model::{End, Header, Interval, Measured, Reduced, Trailer};
 
 /// A recording that was opened: what it says in all, and the way to its intervals.
 #[derive(Debug)]
 pub struct Recording {
     pub header: Header,
-    /// The sum of everything that was recorded.
+    /// The sum of everything that was recorded at the level of the header.
     pub total: Measured,
+    /// What was recorded at lower levels.
+    pub reduced: Reduced,
     /// Nanoseconds from the start of measuring to its end, or to that of the last interval that
     /// could be read.
     pub duration_ns: u64,
@@ -64,6 +66,7 @@ impl Recording {
         Ok(Self {
             header,
             total: totals.total,
+            reduced: totals.reduced,
             duration_ns: totals.duration_ns,
             command_ns: totals.command_ns,
             end: totals.end,
@@ -80,7 +83,12 @@ impl Recording {
         self.end.is_some()
     }
 
-    /// The intervals, in order of time; the first error is the last item.
+    /// Nanoseconds that were measured at the level of the header.
+    pub fn measured_ns(&self) -> u64 {
+        self.duration_ns.saturating_sub(self.reduced.duration_ns)
+    }
+
+    /// The intervals at the level of the header, in order of time; the first error is the last item.
     pub fn intervals(&self) -> Intervals<'_> {
         Intervals {
             path: &self.path,
@@ -154,6 +162,7 @@ struct Source {
 /// What a recording says in all.
 struct Totals {
     total: Measured,
+    reduced: Reduced,
     duration_ns: u64,
     command_ns: Option<u64>,
     end: Option<End>,
@@ -325,10 +334,17 @@ impl Source {
                 let interval: Interval = unpack(&self.path, &frame)?;
                 sum.end_ns = interval.end_ns;
                 sum.total.add(&interval.measured);
+            } else if frame.is(Kind::ReducedInterval) {
+                let interval: Interval = unpack(&self.path, &frame)?;
+                sum.end_ns = interval.end_ns;
+                sum.reduced.add(&interval);
+            } else if frame.is(Kind::Step) {
+                sum.reduced.steps.push(unpack(&self.path, &frame)?);
             }
         }
         Ok(Totals {
             total: sum.total,
+            reduced: sum.reduced,
             duration_ns: sum.end_ns,
             command_ns: None,
             end: None,
@@ -354,6 +370,7 @@ impl Totals {
     fn of(trailer: Trailer) -> Self {
         Self {
             total: trailer.total,
+            reduced: trailer.reduced,
             duration_ns: trailer.duration_ns,
             command_ns: trailer.command_ns,
             end: Some(trailer.end),

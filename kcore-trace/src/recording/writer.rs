@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::frame::{self, Kind};
 use super::{Checkpoint, INTERVALS_PER_CHECKPOINT, MAGIC, RecordingError, VERSION};
-use crate::model::{Header, Interval, Measured, Trailer};
+use crate::model::{Header, Interval, Measured, Reduced, Step, Trailer};
 
 /// A recording that grows.
 #[derive(Debug)]
@@ -95,9 +95,37 @@ impl RecordingWriter {
     pub fn append(&mut self, interval: &Interval) -> Result<(), RecordingError> {
         self.push(Kind::Interval, interval)?;
         self.write()?;
+        self.sum.total.add(&interval.measured);
+        self.ended(interval)
+    }
+
+    /// Appends an interval at the level of the last step.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RecordingWriter::append`].
+    pub fn append_reduced(&mut self, interval: &Interval) -> Result<(), RecordingError> {
+        self.push(Kind::ReducedInterval, interval)?;
+        self.write()?;
+        self.sum.reduced.add(interval);
+        self.ended(interval)
+    }
+
+    /// Appends a change of the level, for the intervals after it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RecordingWriter::append`].
+    pub fn step(&mut self, step: &Step) -> Result<(), RecordingError> {
+        self.push(Kind::Step, step)?;
+        self.write()?;
+        self.sum.reduced.steps.push(step.clone());
+        Ok(())
+    }
+
+    fn ended(&mut self, interval: &Interval) -> Result<(), RecordingError> {
         self.sum.intervals += 1;
         self.sum.end_ns = interval.end_ns;
-        self.sum.total.add(&interval.measured);
         if self.sum.intervals.is_multiple_of(INTERVALS_PER_CHECKPOINT) {
             self.write_checkpoint()?;
         }
@@ -110,9 +138,14 @@ impl RecordingWriter {
         self.write()
     }
 
-    /// The sum of the intervals that are in the file.
+    /// The sum of the intervals that are in the file, at the level of the header.
     pub fn total(&self) -> &Measured {
         &self.sum.total
+    }
+
+    /// What is in the file of lower levels.
+    pub fn reduced(&self) -> &Reduced {
+        &self.sum.reduced
     }
 
     /// Ends the recording: the trailer, and what leads to it.

@@ -11,6 +11,7 @@ mod blame;
 mod csv;
 mod json;
 mod nodes;
+mod reduced;
 mod tables;
 mod text;
 
@@ -23,6 +24,7 @@ use serde::Serialize;
 
 pub use blame::{BlameMatrix, BlameRow};
 pub use nodes::NodeRow;
+pub use reduced::{ReducedLock, Reduction};
 
 use crate::distribution::{Bucket, Distribution};
 use crate::host::Host;
@@ -65,6 +67,8 @@ pub struct Report {
     pub recording: Origin,
     pub coverage: Coverage,
     pub loss: Losses,
+    /// Null if the guard never reduced the level.
+    pub reduced: Option<Reduction>,
     /// The ops that took the most time first.
     pub ops: Vec<OpRow>,
     /// Rows of one lock stand together; the lock that was waited for longest is first, and so is
@@ -95,6 +99,8 @@ pub struct Origin {
     pub command: Vec<String>,
     pub started_at: String,
     pub duration_ns: u64,
+    /// Nanoseconds at the level that was asked for, which is what rates are of.
+    pub measured_ns: u64,
     pub command_ns: Option<u64>,
     /// Whether it was ended in order.
     pub complete: bool,
@@ -229,6 +235,7 @@ impl Report {
             recording: Origin::new(recording),
             coverage: header.coverage.clone(),
             loss: Losses::new(recording.total.loss),
+            reduced: Reduction::new(&recording.reduced),
             ops: ops(&recording.total.ops),
             locks: of_locks()
                 .flat_map(|(subject, cells)| subject.rows(cells))
@@ -325,6 +332,7 @@ impl Origin {
             command: header.command,
             started_at: header.started_at,
             duration_ns: recording.duration_ns,
+            measured_ns: recording.measured_ns(),
             command_ns: recording.command_ns,
             complete: recording.is_complete(),
             end: recording.end.clone(),

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::tables::{self, Sides};
 use super::{By, Dist, LockTotal, Report, bars};
-use super::{blame, nodes};
+use super::{blame, nodes, reduced};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
 use crate::{table, units};
@@ -31,7 +31,7 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
         By::Node => blocks.push(nodes::text(report)),
     }
     if !report.ops.is_empty() {
-        let table = tables::ops(&report.ops, report.recording.duration_ns);
+        let table = tables::ops(&report.ops, report.recording.measured_ns);
         let timed = report.ops.iter().any(|row| row.latency.is_some());
         let first = if timed {
             "the one that took most time"
@@ -55,6 +55,10 @@ fn head(report: &Report) -> String {
         ("lost", losses(report)),
         ("missing", missing(report)),
     ];
+    if let Some(reduction) = &report.reduced {
+        let text = reduced::text(reduction, report.recording.duration_ns);
+        lines.insert(5, ("reduced", text));
+    }
     if let Some(cut) = warning(report) {
         lines.insert(0, ("INCOMPLETE", vec![cut]));
     }

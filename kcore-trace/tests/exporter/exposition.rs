@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kcore_trace::model::{Level, Measured};
+use kcore_trace::model::{Level, Measured, Step, StepReason};
 use kcore_trace_ebpf::words::Lock;
 use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model::{
     Histogram, MetricFamily, MetricType,
@@ -236,6 +236,57 @@ fn what_is_not_measured_has_no_series() {
         .of("kcore_trace_coverage_info")
         .any(|(series, _)| series.contains(r#"waits="tracepoint""#));
     assert!(tracepoints);
+}
+
+fn step(level: Option<Level>) -> Step {
+    Step {
+        at_ns: 0,
+        level,
+        reason: StepReason::Failed("a test".into()),
+    }
+}
+
+#[test]
+fn sums_go_on_at_another_level_and_what_it_does_not_see_has_no_series() {
+    let exporter = exporter("6.12", Level::Full);
+    exporter.add(&invented::everything(0));
+    let before = scrape(exporter.address());
+    let (_, plan) = invented::plan("6.12", Level::Contended);
+    exporter.step(&step(Some(Level::Contended)), &plan);
+    let after = scrape(exporter.address());
+    let contended = format!("kcore_trace_contended_acquisitions_total{{{LABELS}}}");
+    assert_eq!(after.value(&contended), before.value(&contended));
+    assert!(before.of("kcore_trace_acquisitions_total").count() > 0);
+    assert_eq!(after.of("kcore_trace_acquisitions_total").count(), 0);
+    assert_eq!(after.value("kcore_trace_level_changes_total"), 1.0);
+    let hooks = |samples: &Samples| samples.value(r#"kcore_trace_hooks{state="attached"}"#);
+    assert!(hooks(&after) < hooks(&before));
+}
+
+#[test]
+fn the_level_of_now_is_told_also_when_it_is_off() {
+    let exporter = exporter("6.12", Level::Contended);
+    let levels = || {
+        let samples = scrape(exporter.address());
+        ["full", "contended", "off"]
+            .map(|level| samples.value(&format!(r#"kcore_trace_level{{level="{level}"}}"#)) as u64)
+    };
+    assert_eq!(levels(), [0, 1, 0]);
+    let (_, plan) = invented::plan("6.12", Level::Contended);
+    exporter.step(&step(None), &plan);
+    assert_eq!(levels(), [0, 0, 1]);
+    let samples = scrape(exporter.address());
+    assert_eq!(samples.value(r#"kcore_trace_hooks{state="attached"}"#), 0.0);
+}
+
+#[test]
+fn what_measuring_costs_is_told_by_part() {
+    let exporter = exporter("6.12", Level::Full);
+    exporter.add(&invented::everything(0));
+    let samples = scrape(exporter.address());
+    let part = |part| samples.value(&format!(r#"kcore_trace_overhead_ratio{{part="{part}"}}"#));
+    let parts = ["programs", "hooks", "process"].map(part);
+    assert!((parts.iter().sum::<f64>() - invented::OVERHEAD.share()).abs() < 1e-9);
 }
 
 #[test]

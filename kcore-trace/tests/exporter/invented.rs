@@ -15,7 +15,7 @@ use kcore_trace::model::{
     OpCell, Purpose,
 };
 use kcore_trace::plan::{Plan, Request};
-use kcore_trace::sampling::Sample;
+use kcore_trace::sampling::{Overhead, Sample};
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::node;
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
@@ -110,6 +110,8 @@ pub(crate) fn sample(second: u64, measured: Measured) -> Sample {
             end_ns: (second + 1) * SECOND_NS,
             measured,
         },
+        level: Some(Level::Full),
+        overhead: Some(OVERHEAD),
         snapshot: Duration::from_millis(1),
         programs: vec![ProgramCost {
             name: "spinslow_fx".into(),
@@ -119,6 +121,13 @@ pub(crate) fn sample(second: u64, measured: Measured) -> Sample {
         }],
     }
 }
+
+/// What it costs.
+pub(crate) const OVERHEAD: Overhead = Overhead {
+    programs: 0.004,
+    hooks: 0.002,
+    process: 0.001,
+};
 
 /// An interval with waits in one cell.
 pub(crate) fn waits(second: u64, waits: &[(u64, u64)]) -> Sample {

@@ -245,6 +245,7 @@ fn write(path: &Path, header: &Header, intervals: &[Interval], cut_bytes: u64) {
         duration_ns: intervals.last().map_or(0, |last| last.end_ns),
         command_ns: None,
         total: writer.total().clone(),
+        reduced: writer.reduced().clone(),
     };
     writer.finish(&trailer).expect("there is space");
     let size = fs::metadata(path).expect("it was written").len();

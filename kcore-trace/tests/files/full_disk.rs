@@ -97,6 +97,7 @@ fn under_a_limit() {
         duration_ns: 1,
         command_ns: None,
         total: writer.total().clone(),
+        reduced: writer.reduced().clone(),
     };
     writer.finish(&trailer).unwrap();
     let (recording, whole) = read(&path);

@@ -4,5 +4,6 @@ mod compare;
 mod full_disk;
 mod plan;
 mod recording;
+mod reduced;
 mod report;
 mod sample;

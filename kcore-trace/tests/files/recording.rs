@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use kcore_trace::model::{Cell, End, Header, Interval, Loss, Measured, Trailer};
+use kcore_trace::model::{Cell, End, Header, Interval, Loss, Measured, Reduced, Trailer};
 use kcore_trace::recording::{Cut, Recording, RecordingError, RecordingWriter};
 use kcore_trace_ebpf::words::{Intent, Lock, Op};
 use proptest::prelude::*;
@@ -26,6 +26,7 @@ fn trailer(intervals: &[Interval]) -> Trailer {
         duration_ns: intervals.len() as u64 * SECOND_NS + 5,
         command_ns: Some(intervals.len() as u64 * SECOND_NS),
         total: sample::sum(intervals),
+        reduced: Reduced::default(),
     }
 }
 
@@ -149,6 +150,7 @@ fn every_reason_to_end_is_read_back() {
             duration_ns: 0,
             command_ns: None,
             total,
+            reduced: Reduced::default(),
         };
         writer.finish(&trailer).unwrap();
         assert_eq!(Recording::open(&path).unwrap().end, Some(end));

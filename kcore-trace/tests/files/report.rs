@@ -63,6 +63,7 @@ fn report(header: &Header, intervals: &[Interval], cut_bytes: usize) -> Report {
         duration_ns: intervals.last().map_or(0, |last| last.end_ns) + 3_000_000,
         command_ns: None,
         total: writer.total().clone(),
+        reduced: writer.reduced().clone(),
     };
     writer.finish(&trailer).expect("there is space");
     let mut bytes = fs::read(&path).expect("it was just written");

@@ -13,7 +13,7 @@ mod tool;
 
 use std::process::ExitCode;
 
-use cases::{blame, blocks, churn, endings, exporter, nodes, plan, refusals};
+use cases::{blame, blocks, churn, endings, exporter, guard, nodes, plan, refusals};
 use guest::{Case, Needs};
 
 /// A case for guests of any shape.
@@ -160,6 +160,18 @@ const CASES: &[Case] = &[
     case("an_exporter_ends_in_order", exporter::ends_in_order)
         .alone()
         .anywhere(),
+    case(
+        "a_guard_with_a_high_limit_changes_nothing",
+        guard::leaves_alone,
+    )
+    .alone()
+    .anywhere(),
+    case(
+        "a_guard_tries_again_what_it_switched_off",
+        guard::tries_again,
+    )
+    .alone()
+    .anywhere(),
     case("kprobe_counts_every_operation", churn::kprobe_operations)
         .alone()
         .for_every_type(),
@@ -214,6 +226,7 @@ const CASES: &[Case] = &[
         "holders_are_known_only_where_acquisitions_are_seen_when_owned",
         blame::needs_ownership,
     ),
+    case("a_guard_reduces_the_level_step_by_step", guard::reduces).parallel(),
     case(
         "fentry_counts_the_locks_of_every_block",
         blocks::fentry_blocks,

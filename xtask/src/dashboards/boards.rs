@@ -397,6 +397,26 @@ fn trust() -> Row {
                 ],
             ),
             panel(
+                (Shape::Lines, "percentunit", HALF),
+                "What measuring costs",
+                "Share of the time of all CPUs: the programs in the kernel, the hooks that lead to them (estimated by their number), and the process. Only where --max-overhead sets a limit.",
+                [query(
+                    format!(
+                        "sum by (part) (kcore_trace_overhead_ratio{{{HOST}}}) / scalar(count(kcore_trace_build_info{{{HOST}}}))"
+                    ),
+                    "{{part}}",
+                )],
+            ),
+            panel(
+                (Shape::Lines, "short", HALF),
+                "Level that is measured",
+                "Hosts by level. The guard reduces full to contended, and that to off, where measuring costs more than it may.",
+                [query(
+                    format!("sum by (level) (kcore_trace_level{{{HOST}}})"),
+                    "{{level}}",
+                )],
+            ),
+            panel(
                 (Shape::Lines, "bytes", HALF),
                 "Memory of kcore-trace",
                 "Resident memory of the process. It does not grow with time.",

@@ -152,7 +152,15 @@ impl Recorder {
         let log = folder.join("record.log");
         let mut record = privilege.command(tool).context("measuring needs root")?;
         record
-            .args([TOOL, "record", "--listen", "127.0.0.1:0", "-i"])
+            .args([
+                TOOL,
+                "record",
+                "--listen",
+                "127.0.0.1:0",
+                "--max-overhead",
+                "100%",
+                "-i",
+            ])
             .arg(format!("{}s", INTERVAL.as_secs()))
             .arg("-o")
             .arg(&recording);

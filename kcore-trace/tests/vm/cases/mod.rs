@@ -5,6 +5,7 @@ pub(crate) mod blocks;
 pub(crate) mod churn;
 pub(crate) mod endings;
 pub(crate) mod exporter;
+pub(crate) mod guard;
 pub(crate) mod nodes;
 pub(crate) mod plan;
 pub(crate) mod refusals;
