@@ -397,9 +397,13 @@ fn load_object(
 /// and then there are fewer CPUs than that.
 fn cpu_ids(facts: &Facts) -> u32 {
     let possible = fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let highest = possible.trim().rsplit([',', '-']).next();
-    let highest: Option<u32> = highest.and_then(|id| id.parse().ok());
-    highest.map_or(facts.cpus_possible, |id| id + 1)
+    ids(&possible).unwrap_or(facts.cpus_possible)
+}
+
+/// One more than the highest id of a list such as `0-3,8-11`.
+fn ids(list: &str) -> Option<u32> {
+    let highest = list.trim().rsplit([',', '-']).next()?;
+    Some(highest.parse::<u32>().ok()? + 1)
 }
 
 /// The values that the programs are compiled against.
@@ -603,5 +607,13 @@ mod tests {
         assert_eq!(tables, object);
         // The kernel keeps fifteen bytes of a name.
         assert!(tables.iter().all(|name| name.len() <= 15));
+    }
+
+    #[test]
+    fn counters_have_room_for_the_highest_cpu_also_where_ids_have_gaps() {
+        assert_eq!(ids("0-3,8-11\n"), Some(12));
+        assert_eq!(ids("0,64\n"), Some(65));
+        assert_eq!(ids("0\n"), Some(1));
+        assert_eq!(ids(""), None);
     }
 }

@@ -180,6 +180,13 @@ impl Measured {
         self.loss.add(loss);
     }
 
+    /// The shortest hold of any lock, which bounds what the tool adds to a hold: that is in every
+    /// hold, and no true hold is shorter than nothing. A wait passes the same hooks.
+    pub fn shortest_hold_ns(&self) -> Option<u64> {
+        let holds = self.cells.values().map(|cell| &cell.hold);
+        holds.filter_map(Distribution::min_ns).min()
+    }
+
     /// What was measured after `earlier`; nothing if that is no earlier state of this.
     pub fn since(&self, earlier: &Self) -> Option<Self> {
         let mut rest = self.clone();

@@ -6,7 +6,7 @@
 //! plan is expected to have, before anything is attached, then to those that turn up.
 //!
 //! A snapshot looks at the cells that have counted something before; at the others, of which a
-//! kernel has ten times as many, every [`FULL_EVERY`] snapshots. Nothing is lost by that, since
+//! kernel has ten times as many, every `FULL_EVERY` snapshots. Nothing is lost by that, since
 //! counters are cumulative.
 //!
 //! Invariant: what is read is a difference; minimum and maximum are those since measuring began.

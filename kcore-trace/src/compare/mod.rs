@@ -13,9 +13,8 @@
 //! hold with 99 %, by Bonferroni. A difference is found if its interval lies wholly beyond the band:
 //! the width of a bucket of the histograms, or what the tool may have added itself.
 //!
-//! That cost is bounded by the recordings themselves. What the tool adds to every hold is in every
-//! hold, and no true hold is shorter than nothing: so it is at most the shortest hold seen. A wait
-//! passes the same hooks. An op that takes a lock so many times is prolonged so many times.
+//! That cost is bounded by the recordings themselves (`Measured::shortest_hold_ns`). An op that takes
+//! a lock so many times is prolonged so many times.
 //!
 //! Invariant: what was not measured on both sides is never judged.
 
@@ -255,10 +254,7 @@ impl Origin {
 
 impl Band {
     fn new(baseline: &Side, candidate: &Side) -> Self {
-        let shortest = |side: &Side| {
-            let holds = side.total.cells.values();
-            holds.filter_map(|cell| cell.hold.min_ns()).min()
-        };
+        let shortest = |side: &Side| side.total.shortest_hold_ns();
         let both = shortest(baseline).zip(shortest(candidate));
         let unknown = "the shortest hold bounds it, and holds are not seen on both sides";
         Self {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! In: a header, a plan and intervals, all plain data. Out: an HTTP endpoint. Owns the names of the
-//! metrics ([`exposition`]), which dashboards and rules are checked against.
+//! metrics (`exposition`), which dashboards and rules are checked against.
 //!
 //! Invariant: measuring never waits for a client, and what is exported never falls, but for gauges.
 

@@ -76,6 +76,10 @@ pub struct Report {
     pub locks: Vec<LockRow>,
     /// One for each lock that has rows, in the order of the rows.
     pub lock_totals: Vec<LockTotal>,
+    /// How much of each hold and wait may be the tool itself, in nanoseconds, at most
+    /// ([`Measured::shortest_hold_ns`](crate::model::Measured::shortest_hold_ns)). Null where no hold
+    /// was seen.
+    pub cost_band_ns: Option<u64>,
     /// The locks of nodes by node; empty on kernels that have no nodes.
     pub nodes: Vec<NodeRow>,
     /// How uneven the nodes of each lock are.
@@ -243,6 +247,7 @@ impl Report {
             lock_totals: of_locks()
                 .map(|(subject, cells)| subject.total(&cells.sum))
                 .collect(),
+            cost_band_ns: recording.total.shortest_hold_ns(),
             nodes: nodes::rows(&recording.total, sees_acquisitions(header)),
             spreads: nodes::spreads(&recording.total),
             blame_missing: blame.as_ref().err().copied(),

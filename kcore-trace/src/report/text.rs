@@ -263,6 +263,12 @@ fn notes(report: &Report) -> Option<String> {
     if report.locks.iter().any(tables::reads_exclusively) {
         notes.push("read: takes the lock exclusively, and only looks up".into());
     }
+    if let Some(band_ns) = report.cost_band_ns {
+        let band = units::duration(band_ns);
+        notes.push(format!(
+            "at most {band} of each hold and wait are the tool's own: the shortest hold seen"
+        ));
+    }
     if let Some(why) = report.blame_missing
         && sum(|total| total.counts.contended) != 0
     {

@@ -6,7 +6,7 @@
 //!
 //! Invariant: with `--ops`, success means that every process did exactly that many ops, so two
 //! kernels did the same work. What is not an op and still reaches vmalloc is little and named: for
-//! [`kcore`] one map and the reads that find it, and the kernel stacks of the processes.
+//! `kcore` one map and the reads that find it, and the kernel stacks of the processes.
 
 mod crew;
 mod kcore;
