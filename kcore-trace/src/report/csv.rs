@@ -7,7 +7,7 @@ use std::io;
 
 use kcore_trace_ebpf::words::Kind;
 
-use super::{Dist, LockRow, OpRow, Report};
+use super::{Counts, Dist, LockRow, LockTotal, OpRow, Report};
 
 /// What a row is about: `record` is `lock` or `op`.
 const KEYS: [&str; 6] = ["record", "lock", "kind", "mode", "intent", "op"];
@@ -26,11 +26,21 @@ const DIST: [&str; 8] = [
     "count", "sum_ns", "min_ns", "max_ns", "p50_ns", "p90_ns", "p99_ns", "p999_ns",
 ];
 
-pub(super) fn render(report: &Report) -> io::Result<String> {
+/// A row for each lock and op.
+pub(super) fn by_op(report: &Report) -> io::Result<String> {
+    render(report, report.locks.iter().map(lock))
+}
+
+/// A row for each lock.
+pub(super) fn by_lock(report: &Report) -> io::Result<String> {
+    render(report, report.lock_totals.iter().map(total))
+}
+
+fn render(report: &Report, locks: impl Iterator<Item = Vec<String>>) -> io::Result<String> {
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record(header())?;
-    for row in &report.locks {
-        table.write_record(lock(row))?;
+    for row in locks {
+        table.write_record(row)?;
     }
     for row in &report.ops {
         table.write_record(op(row))?;
@@ -48,7 +58,6 @@ fn header() -> Vec<String> {
 }
 
 fn lock(row: &LockRow) -> Vec<String> {
-    let counts = &row.counts;
     let kind = row.kind.map_or("", Kind::name);
     let keys = [
         "lock",
@@ -58,7 +67,19 @@ fn lock(row: &LockRow) -> Vec<String> {
         row.intent.name(),
         row.op.name(),
     ];
-    let counts = [
+    line(keys, counts(&row.counts), [Some(row.wait), row.hold, None])
+}
+
+fn total(total: &LockTotal) -> Vec<String> {
+    let kind = total.kind.map_or("", Kind::name);
+    let keys = ["lock", total.lock.name(), kind, "", "", ""];
+    let dists = [Some(total.wait), total.hold, None];
+    line(keys, counts(&total.counts), dists)
+}
+
+/// How often a lock was taken, in the order of [`COUNTS`].
+fn counts(counts: &Counts) -> [Option<u64>; COUNTS.len()] {
+    [
         None,
         counts.acquisitions,
         Some(counts.contended),
@@ -66,8 +87,7 @@ fn lock(row: &LockRow) -> Vec<String> {
         Some(counts.aborted),
         Some(counts.aborted_wait_ns),
         Some(counts.try_failed),
-    ];
-    line(keys, counts, [Some(row.wait), row.hold, None])
+    ]
 }
 
 fn op(row: &OpRow) -> Vec<String> {

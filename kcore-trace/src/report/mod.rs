@@ -56,6 +56,8 @@ pub enum By {
     /// The operation that took them.
     #[default]
     Op,
+    /// Nothing: a line for each lock.
+    Lock,
     /// The node that they belong to.
     Node,
 }
@@ -216,7 +218,8 @@ pub fn render(
     let rendered = match (format, by) {
         (Format::Text, by) => text::render(report, by, columns),
         (Format::Json, _) => json::render(report)?,
-        (Format::Csv, By::Op) => csv::render(report)?,
+        (Format::Csv, By::Op) => csv::by_op(report)?,
+        (Format::Csv, By::Lock) => csv::by_lock(report)?,
         (Format::Csv, By::Node) => nodes::csv(report)?,
     };
     out.write_all(rendered.as_bytes())?;

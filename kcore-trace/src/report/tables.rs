@@ -5,7 +5,7 @@
 
 use kcore_trace_ebpf::words::{Intent, Kind, Mode};
 
-use super::{Counts, Dist, LockRow, LockTotal, OpRow, Report};
+use super::{By, Counts, Dist, LockRow, LockTotal, OpRow, Report};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -73,20 +73,24 @@ impl Column {
     }
 }
 
-/// The locks, each with a line for every op that took it, under a line that has their sum if there
-/// is more than one.
-pub(super) fn locks(report: &Report, sides: Sides) -> String {
+/// The locks, each with a line for every op that took it if that is asked for, under a line that has
+/// their sum if there is more than one.
+pub(super) fn locks(report: &Report, by: By, sides: Sides) -> String {
     let columns = lock_columns(report, sides);
-    let names = ["\nlock, op", "\nas"].map(String::from);
+    let names = match by {
+        By::Op => ["\nlock, op", "\nas"],
+        By::Lock | By::Node => ["\nlock", "\nkind"],
+    };
+    let names = names.map(String::from);
     let heads = columns.iter().map(|column| column.head());
     let mut table = new_table(names.into_iter().chain(heads).collect());
     for total in &report.lock_totals {
         let rows: Vec<_> = report
             .locks
             .iter()
-            .filter(|row| row.lock == total.lock)
+            .filter(|row| by == By::Op && row.lock == total.lock)
             .collect();
-        table.add_row(total_line(total, rows.len() > 1, &columns));
+        table.add_row(total_line(total, rows.len() != 1, &columns));
         for row in rows {
             table.add_row(row_line(row, &columns));
         }

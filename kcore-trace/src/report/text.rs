@@ -20,7 +20,7 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
     let mut blocks = vec![head(report)];
     match by {
         By::Op => {
-            blocks.extend(locks(report, columns));
+            blocks.extend(locks(report, by, columns));
             blocks.extend(
                 report
                     .blame
@@ -28,6 +28,7 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
                     .and_then(|matrix| blame::text(matrix, columns)),
             );
         }
+        By::Lock => blocks.extend(locks(report, by, columns)),
         By::Node => blocks.push(nodes::text(report)),
     }
     if !report.ops.is_empty() {
@@ -223,21 +224,21 @@ fn missing(report: &Report) -> Vec<String> {
 }
 
 /// The lock tables: waits beside holds if there is room for both.
-fn locks(report: &Report, columns: Option<u16>) -> Vec<String> {
+fn locks(report: &Report, by: By, columns: Option<u16>) -> Vec<String> {
     if report.locks.is_empty() {
         return vec![match report.coverage.waits {
             WaitCoverage::All => "No vmap lock was taken.".into(),
             WaitCoverage::SlowPath | WaitCoverage::Tracepoint => NOBODY_WAITED.into(),
         }];
     }
-    let both = tables::locks(report, Sides::Both);
+    let both = tables::locks(report, by, Sides::Both);
     let room = columns.is_none_or(|columns| table::width(&both) <= columns.into());
     let tables = if room {
         vec![both]
     } else {
         vec![
-            tables::locks(report, Sides::Waits),
-            tables::locks(report, Sides::Holds),
+            tables::locks(report, by, Sides::Waits),
+            tables::locks(report, by, Sides::Holds),
         ]
     };
     let waited = report
@@ -250,17 +251,17 @@ fn locks(report: &Report, columns: Option<u16>) -> Vec<String> {
     let table = format!("{title}\n\n{}", tables.join("\n\n"));
     calm.into_iter()
         .chain([table])
-        .chain(notes(report))
+        .chain(notes(report, by))
         .collect()
 }
 
 const NOBODY_WAITED: &str = "Nobody waited: no acquisition of a vmap lock was contended.";
 
 /// What a reader of the lock table must know, only where it applies.
-fn notes(report: &Report) -> Option<String> {
+fn notes(report: &Report, by: By) -> Option<String> {
     let sum = |number: fn(&LockTotal) -> u64| report.lock_totals.iter().map(number).sum::<u64>();
     let mut notes = nodes::lines(report);
-    if report.locks.iter().any(tables::reads_exclusively) {
+    if by == By::Op && report.locks.iter().any(tables::reads_exclusively) {
         notes.push("read: takes the lock exclusively, and only looks up".into());
     }
     if let Some(band_ns) = report.cost_band_ns {
@@ -269,7 +270,8 @@ fn notes(report: &Report) -> Option<String> {
             "at most {band} of each hold and wait are the tool's own: the shortest hold seen"
         ));
     }
-    if let Some(why) = report.blame_missing
+    if by == By::Op
+        && let Some(why) = report.blame_missing
         && sum(|total| total.counts.contended) != 0
     {
         notes.push(format!("who waited for whom: not known, {why}"));

@@ -103,10 +103,14 @@ fn per_node() -> Report {
     )
 }
 
-fn by_node(report: &Report, format: Format) -> String {
+fn by(report: &Report, by: By, format: Format) -> String {
     let mut bytes = Vec::new();
-    render(report, format, By::Node, None, &mut bytes).expect("memory takes every write");
+    render(report, format, by, None, &mut bytes).expect("memory takes every write");
     String::from_utf8(bytes).expect("a report is text")
+}
+
+fn by_node(report: &Report, format: Format) -> String {
+    by(report, By::Node, format)
 }
 
 fn golden_recording() -> Report {
@@ -252,6 +256,22 @@ fn the_rows_of_a_lock_add_up_to_its_total() {
             .lock_totals
             .is_sorted_by_key(|total| std::cmp::Reverse(total.wait.sum_ns))
     );
+}
+
+#[test]
+fn by_lock_there_is_a_line_for_each_lock() {
+    let report = busy();
+    assert_golden("busy-by-lock.txt", &by(&report, By::Lock, Format::Text));
+    let csv = by(&report, By::Lock, Format::Csv);
+    let locks: Vec<_> = csv
+        .lines()
+        .filter(|line| line.starts_with("lock,"))
+        .collect();
+    assert_eq!(locks.len(), report.lock_totals.len(), "{csv}");
+    for (line, total) in locks.iter().zip(&report.lock_totals) {
+        let begin = format!("lock,{},", total.lock);
+        assert!(line.starts_with(&begin), "{csv}");
+    }
 }
 
 #[test]
