@@ -47,6 +47,9 @@ pub(crate) struct Step {
     rounds: Option<u32>,
 }
 
+/// This binary for any process: in one that has not begun it yet, `/proc/self/exe` is another.
+const INIT: &str = "/init";
+
 /// Where the times of the rounds are left.
 const CLOCK: &str = "/tmp/clock";
 
@@ -68,18 +71,16 @@ impl Step {
         };
         if let Some(rounds) = self.rounds {
             rounds::settle()?;
-            let count = rounds.to_string();
-            let clock = [tool::EXE, rounds::NAME, CLOCK, &count, "--"];
+            let [began, count] = [rounds::now().as_nanos().to_string(), rounds.to_string()];
+            let clock = [INIT, rounds::NAME, CLOCK, &began, &count, "--"];
             work.splice(..0, clock.map(str::to_owned));
         }
         kernel_log()?;
-        let began = rounds::now();
         let done = match &self.level {
             Some(level) => self.recorded(guest, level, &work),
             None => self.watched(guest, work),
         };
         if let Ok(times) = std::fs::read_to_string(CLOCK) {
-            let times = format!("{}\n{times}", began.as_nanos());
             guest.artefact(&format!("{}.clock", self.name), times.as_bytes())?;
             std::fs::remove_file(CLOCK)?;
         }
@@ -97,8 +98,9 @@ impl Step {
 
     /// The command that does the work; nothing where the kernel lacks the module.
     fn work(&self, guest: &Guest) -> Result<Option<Vec<String>>> {
+        let exe = self.rounds.map_or(tool::EXE, |_| INIT);
         let Some(module) = &self.module else {
-            let mut words = vec![tool::EXE.to_owned(), guest::TOOL.into(), "stress".into()];
+            let mut words = vec![exe.to_owned(), guest::TOOL.into(), "stress".into()];
             words.extend(self.stress.iter().cloned());
             return Ok(Some(words));
         };
@@ -106,7 +108,7 @@ impl Step {
             return Ok(None);
         };
         ensure!(Path::new(&file).exists(), "{file} is not in the initramfs");
-        let mut words = vec![tool::EXE.to_owned(), load::MODULE.into(), file];
+        let mut words = vec![exe.to_owned(), load::MODULE.into(), file];
         words.extend(self.parameters.iter().cloned());
         Ok(Some(words))
     }

@@ -13,23 +13,43 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
+use statrs::statistics::Statistics as _;
+
+use super::host::Turn;
 
 /// What came of measuring a row on a kernel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// Instructions for each op in the middle one of the rounds, or nothing.
-    pub(crate) per_op: Option<f64>,
-    /// Half of what lies between the quartiles of the rounds.
-    #[serde(default)]
-    pub(crate) spread: Option<f64>,
+    /// Instructions for each op, in each round.
+    pub(crate) rounds: Vec<f64>,
+    /// Seconds of the guest from the start of what watches to that of the load.
+    pub(crate) ready_s: Option<f64>,
     /// Why there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) reason: Option<String>,
-    /// What users have to know of it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(crate) note: Option<String>,
     /// How long measuring took.
     pub(crate) seconds: f64,
+}
+
+impl Measured {
+    /// Nothing, for that reason.
+    pub(crate) fn not(reason: String) -> Self {
+        Self {
+            rounds: Vec::new(),
+            ready_s: None,
+            reason: Some(reason),
+            seconds: 0.0,
+        }
+    }
+
+    /// The same, after so many seconds of measuring.
+    pub(crate) fn after(self, seconds: f64) -> Self {
+        Self { seconds, ..self }
+    }
+
+    pub(crate) fn per_op(&self) -> Option<f64> {
+        (!self.rounds.is_empty()).then(|| (&self.rounds).mean())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,6 +58,8 @@ struct File {
     tool: u32,
     started_at: String,
     measured: BTreeMap<String, Measured>,
+    #[serde(default)]
+    host: Vec<Turn>,
 }
 
 pub(crate) struct Ledger {
@@ -59,6 +81,7 @@ impl Ledger {
                 tool,
                 started_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
                 measured: BTreeMap::new(),
+                host: Vec::new(),
             },
         };
         if file.tool != tool {
@@ -75,6 +98,17 @@ impl Ledger {
         self.folder.clone()
     }
 
+    /// The turns on the running kernel.
+    pub(crate) fn turns(&self) -> &[Turn] {
+        &self.file.host
+    }
+
+    /// Adds a turn and writes the file.
+    pub(crate) fn keep_turn(&mut self, turn: Turn) -> Result<()> {
+        self.file.host.push(turn);
+        write(&self.folder.join(Self::FILE), &self.file)
+    }
+
     pub(crate) fn started_at(&self) -> &str {
         &self.file.started_at
     }
@@ -86,7 +120,7 @@ impl Ledger {
     /// Whether that is measured; what failed may be tried again.
     pub(crate) fn has(&self, id: &str) -> bool {
         self.get(id)
-            .is_some_and(|measured| measured.per_op.is_some())
+            .is_some_and(|measured| !measured.rounds.is_empty())
     }
 
     /// Adds a measurement and writes the file.
@@ -124,11 +158,8 @@ impl Progress {
         self.done.set(done);
         let each = self.began.elapsed().as_secs_f64() / done as f64;
         let left = Duration::from_secs((each * (self.total - done) as f64) as u64);
-        let said = match (&measured.per_op, &measured.reason) {
-            (Some(per_op), _) => {
-                let spread = measured.spread.unwrap_or_default();
-                format!("{per_op:.1} ± {spread:.1} instructions an op")
-            }
+        let said = match (measured.per_op(), &measured.reason) {
+            (Some(per_op), _) => format!("{per_op:.1} instructions an op"),
             (None, reason) => reason.clone().unwrap_or_default(),
         };
         eprintln!(

@@ -1,4 +1,4 @@
-//! The table that a run ends with.
+//! The tables that a run ends with.
 //!
 //! In: the ledger. Out: a line for each row on each kernel, as text or as data. Invariant: a row
 //! that was asked for is there, measured or with its reason.
@@ -6,11 +6,16 @@
 use std::fmt;
 
 use serde::Serialize;
+use statrs::{
+    distribution::{ContinuousCDF as _, StudentsT},
+    statistics::Statistics as _,
+};
 
 use super::{
     guest,
+    host::{self, Turn, Watch},
     ledger::Ledger,
-    rows::{AGAIN, BASE, ROWS, Row},
+    rows::{AGAIN, BASE, ONE_PROBE, ROWS, Row},
 };
 
 /// A row on a kernel.
@@ -23,10 +28,14 @@ pub(crate) struct Line {
     pub(crate) base_per_op: Option<f64>,
     /// Instructions that watching adds to an op.
     pub(crate) added_per_op: Option<f64>,
+    /// How far it may be off, in 95 of 100 such measurements.
+    pub(crate) added_within: Option<f64>,
     /// The same of empty programs on the same hooks.
     pub(crate) floor_per_op: Option<f64>,
-    /// Added, by the floor.
+    /// Added, by the floor; nothing where the floor is within what it may be off.
     pub(crate) ratio: Option<f64>,
+    /// Seconds of the guest from exec to the start of the load.
+    pub(crate) ready_s: Option<f64>,
     /// Why there is no number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
@@ -35,7 +44,6 @@ pub(crate) struct Line {
 }
 
 pub(crate) struct Table {
-    started_at: String,
     pub(crate) rows: Vec<Line>,
 }
 
@@ -43,96 +51,294 @@ impl Table {
     pub(crate) fn of(ledger: &Ledger, kernels: &[&'static str], rows: &[&'static Row]) -> Self {
         let lines = kernels.iter().flat_map(|kernel| {
             rows.iter()
-                .filter(|row| row.name != BASE)
+                .filter(|row| row.name != BASE && row.kernel(kernel).is_some())
                 .map(|row| line(ledger, kernel, row))
         });
         Self {
-            started_at: ledger.started_at().to_owned(),
             rows: lines.collect(),
         }
+    }
+
+    /// A row on the same kernel as that one.
+    fn beside(&self, line: &Line, name: &str) -> Option<&Line> {
+        let mut lines = self.rows.iter();
+        lines.find(|other| other.kernel == line.kernel && other.name == name)
     }
 }
 
 fn line(ledger: &Ledger, kernel: &'static str, row: &'static Row) -> Line {
-    let per_op = |name: &str| {
+    let measured = |name: &str| {
         let row = ROWS.iter().find(|row| row.name == name)?;
-        ledger.get(&guest::id(kernel, row))?.per_op
+        ledger.get(&guest::id(kernel, row))
     };
-    let base = per_op(BASE);
-    let added = |name: &str| Some(per_op(name)? - base?);
+    let rounds = |name: &str| Some(measured(name)?.rounds.as_slice());
+    let added = |name: &str| Difference::of(rounds(BASE)?, rounds(name)?);
     let floor = row.floor().and_then(|floor| added(&floor));
-    let added = added(row.name);
-    let reason = match ledger.get(&guest::id(kernel, row)) {
-        None => Some("not measured".to_owned()),
+    let own = measured(row.name);
+    let reason = match own {
+        None => Some("not measured yet".to_owned()),
         Some(measured) => measured.reason.clone(),
     };
+    let base = measured(BASE).and_then(|base| base.per_op());
+    let added = added(row.name);
     let without_base = || base.is_none().then(|| format!("`{BASE}` was not measured"));
     Line {
         name: row.name,
         kernel,
         level: row.level,
         base_per_op: base,
-        added_per_op: added,
-        floor_per_op: floor,
-        ratio: added.zip(floor).map(|(added, floor)| added / floor),
+        added_per_op: added.map(|added| added.mean),
+        added_within: added.map(|added| added.within),
+        floor_per_op: floor.map(|floor| floor.mean),
+        ratio: ratio(added, floor),
+        ready_s: own.and_then(|own| own.ready_s),
         reason: reason.or_else(without_base),
         about: row.about,
     }
 }
 
+/// The mean of the differences of two rows, round by round: each round began from the same shape
+/// in both.
+#[derive(Clone, Copy)]
+struct Difference {
+    mean: f64,
+    /// Half of its interval of 95 %.
+    within: f64,
+}
+
+impl Difference {
+    fn of(base: &[f64], row: &[f64]) -> Option<Self> {
+        if base.len() != row.len() || base.len() < 2 {
+            return None;
+        }
+        let differences: Vec<_> = base.iter().zip(row).map(|(base, row)| row - base).collect();
+        let count = differences.len() as f64;
+        let mean = (&differences).mean();
+        let squares = differences.iter().map(|one| (one - mean).powi(2));
+        let error = (squares.sum::<f64>() / (count - 1.0) / count).sqrt();
+        let quantile = StudentsT::new(0.0, 1.0, count - 1.0)
+            .ok()?
+            .inverse_cdf(0.975);
+        Some(Self {
+            mean,
+            within: error * quantile,
+        })
+    }
+}
+
+/// How much more than its floor something costs, where that can be said.
+fn ratio(added: Option<Difference>, floor: Option<Difference>) -> Option<f64> {
+    let floor = floor.filter(|floor| floor.mean > floor.within)?;
+    Some(added?.mean / floor.mean)
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "\nInstructions that watching adds to one vmalloc and vfree, from {}",
-            self.started_at
-        )?;
         let mut kernel = "";
         for line in &self.rows {
             if kernel != line.kernel {
                 kernel = line.kernel;
-                let base = line
-                    .base_per_op
-                    .map_or("not measured".into(), |n| format!("{n:.1}"));
-                writeln!(f, "\n{kernel}, without anything {base}")?;
-                writeln!(
-                    f,
-                    "  {:18} {:>12} {:>9} {:>9} {:>7}",
-                    "row", "added", "of base", "floor", "ratio"
-                )?;
+                heading(f, line)?;
             }
-            let number = |n: Option<f64>, digits| {
-                n.map_or_else(|| "–".to_owned(), |n| format!("{n:.digits$}"))
-            };
+            let one_probe = self.beside(line, ONE_PROBE);
+            let full = self.beside(line, "full");
             match &line.reason {
-                Some(reason) => writeln!(f, "  {:18} not measured: {reason}", line.name)?,
-                None => {
-                    let share = line.added_per_op.zip(line.base_per_op);
-                    let share = share.map(|(added, base)| added / base * 100.0);
-                    writeln!(
-                        f,
-                        "  {:18} {:>12} {:>7} % {:>9} {:>7}  {}",
-                        line.name,
-                        number(line.added_per_op, 1),
-                        number(share, 2),
-                        number(line.floor_per_op, 1),
-                        number(line.ratio, 2),
-                        line.about
-                    )?;
-                }
+                Some(reason) => writeln!(f, "  {:16} not measured: {reason}", line.name)?,
+                None => numbers(f, line, full, one_probe)?,
             }
         }
-        let repeated = self.rows.iter().filter(|line| line.name == AGAIN);
-        for line in repeated {
+        for line in self.rows.iter().filter(|line| line.name == AGAIN) {
             if let Some((added, base)) = line.added_per_op.zip(line.base_per_op) {
                 writeln!(
                     f,
-                    "\n{}: the same measured twice differs by {:.2} parts per million",
+                    "\n{}: the same, measured twice, differs by {:.2} parts per million",
                     line.kernel,
                     (added / base * 1e6).abs()
                 )?;
             }
         }
         Ok(())
+    }
+}
+
+fn heading(f: &mut fmt::Formatter<'_>, line: &Line) -> fmt::Result {
+    let base = line.base_per_op.map_or("?".into(), |n| format!("{n:.0}"));
+    writeln!(
+        f,
+        "\n{}: instructions added to one vmalloc and vfree, which take {base} by themselves\n",
+        line.kernel
+    )?;
+    writeln!(
+        f,
+        "  {:16} {:>9} {:>7} {:>9} {:>8} {:>7} {:>8} {:>9} {:>10}",
+        "", "added", "±", "of base", "floor", "x floor", "by full", "attached", "by 1 probe"
+    )
+}
+
+fn numbers(
+    f: &mut fmt::Formatter<'_>,
+    line: &Line,
+    full: Option<&Line>,
+    one_probe: Option<&Line>,
+) -> fmt::Result {
+    let by = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a / b);
+    let share = by(line.added_per_op, line.base_per_op).map(|share| share * 100.0);
+    writeln!(
+        f,
+        "  {:16} {:>9} {:>7} {:>9} {:>8} {:>7} {:>8} {:>9} {:>10}  {}",
+        line.name,
+        number(line.added_per_op, 1, ""),
+        number(line.added_within, 1, ""),
+        number(share, 2, " %"),
+        number(line.floor_per_op, 1, ""),
+        number(line.ratio, 2, ""),
+        number(
+            by(line.added_per_op, full.and_then(|l| l.added_per_op)),
+            2,
+            ""
+        ),
+        number(line.ready_s, 3, " s"),
+        number(by(line.ready_s, one_probe.and_then(|l| l.ready_s)), 2, ""),
+        line.about
+    )
+}
+
+fn number(number: Option<f64>, digits: usize, unit: &str) -> String {
+    number.map_or_else(|| "–".to_owned(), |n| format!("{n:.digits$}{unit}"))
+}
+
+/// A way of watching the running kernel.
+#[derive(Debug, Serialize)]
+pub(crate) struct HostLine {
+    pub(crate) name: &'static str,
+    /// Turns that were measured.
+    pub(crate) turns: usize,
+    pub(crate) ops_per_s: Option<f64>,
+    /// Part of the throughput that is lost, the median of the turns.
+    pub(crate) lost: Option<f64>,
+    /// By what the other tool loses.
+    pub(crate) lost_by_bpftrace: Option<f64>,
+    /// Seconds from exec to the start of the load.
+    pub(crate) ready_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+/// The running kernel.
+pub(crate) struct Host {
+    pub(crate) rows: Vec<HostLine>,
+}
+
+impl Host {
+    pub(crate) fn of(ledger: &Ledger) -> Self {
+        let turns = ledger.turns();
+        let lost = |watch: Watch| host::median(losses(turns, watch));
+        let rows = Watch::ALL.map(|watch| {
+            let runs = || {
+                turns
+                    .iter()
+                    .filter_map(|turn| turn.get(watch.name())?.as_ref().ok())
+            };
+            let reason = turns
+                .iter()
+                .find_map(|turn| turn.get(watch.name())?.as_ref().err());
+            HostLine {
+                name: watch.name(),
+                turns: runs().count(),
+                ops_per_s: host::median(runs().map(|run| run.ops_per_s).collect()),
+                lost: lost(watch),
+                lost_by_bpftrace: lost(watch).zip(lost(Watch::Bpftrace)).map(|(a, b)| a / b),
+                ready_s: host::median(runs().map(|run| run.ready_s).collect()),
+                reason: reason.cloned(),
+            }
+        });
+        Self { rows: rows.into() }
+    }
+}
+
+/// What watching loses in each turn, by the load alone in the same turn.
+fn losses(turns: &[Turn], watch: Watch) -> Vec<f64> {
+    let rate = |turn: &Turn, watch: Watch| {
+        let run = turn.get(watch.name())?.as_ref().ok()?;
+        Some(run.ops_per_s)
+    };
+    let losses = turns
+        .iter()
+        .filter_map(|turn| Some(1.0 - rate(turn, watch)? / rate(turn, Watch::Nothing)?));
+    losses.collect()
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "\nthe running kernel: four processes of map churn, medians\n"
+        )?;
+        writeln!(
+            f,
+            "  {:16} {:>5} {:>10} {:>8} {:>12} {:>9}",
+            "", "turns", "ops/s", "lost", "by bpftrace", "attached"
+        )?;
+        for line in &self.rows {
+            if let Some(reason) = &line.reason {
+                writeln!(f, "  {:16} failed: {reason}", line.name)?;
+            }
+            writeln!(
+                f,
+                "  {:16} {:>5} {:>10} {:>8} {:>12} {:>9}",
+                line.name,
+                line.turns,
+                number(line.ops_per_s, 0, ""),
+                number(line.lost.map(|lost| lost * 100.0), 1, " %"),
+                number(line.lost_by_bpftrace, 2, ""),
+                number(line.ready_s, 3, " s"),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_compared_one_by_one() {
+        let base = [100.0, 900.0, 500.0];
+        let row = [111.0, 910.0, 509.0];
+        let difference = Difference::of(&base, &row).unwrap();
+        assert!((difference.mean - 10.0).abs() < 1e-9);
+        assert!(
+            (difference.within - 2.484).abs() < 0.001,
+            "{}",
+            difference.within
+        );
+        assert!(Difference::of(&base, &row[1..]).is_none());
+    }
+
+    #[test]
+    fn a_loss_is_taken_within_a_turn() {
+        let run = |ops_per_s| {
+            Ok(host::Run {
+                ops_per_s,
+                ready_s: 0.0,
+            })
+        };
+        let turn = |none, ours| {
+            Turn::from([
+                ("none".to_owned(), run(none)),
+                ("kcore-trace".to_owned(), run(ours)),
+            ])
+        };
+        let turns = [turn(100.0, 90.0), turn(10.0, 8.0)];
+        let lost = losses(&turns, Watch::Tool);
+        assert!((lost[0] - 0.1).abs() < 1e-9 && (lost[1] - 0.2).abs() < 1e-9);
+    }
+
+    #[test]
+    fn there_is_no_ratio_to_a_floor_that_may_be_nothing() {
+        let of = |mean, within| Some(Difference { mean, within });
+        assert_eq!(ratio(of(6.0, 1.0), of(5.0, 9.0)), None);
+        assert_eq!(ratio(of(6.0, 1.0), of(3.0, 1.0)), Some(2.0));
     }
 }

@@ -119,6 +119,20 @@ impl Apt {
         Ok(versions.map(|version| version.trim().to_owned()).collect())
     }
 
+    /// These packages of a suite and all that they need, each with its version.
+    pub(crate) fn with_dependencies(
+        &self,
+        packages: &[&str],
+        suite: &str,
+    ) -> Result<Vec<(String, String)>> {
+        let mut install = self.command("apt-get");
+        install
+            .args(["--simulate", "--no-install-recommends", "install"])
+            .args(packages.iter().map(|package| format!("{package}/{suite}")));
+        let plan = command::output(&mut install)?;
+        Ok(plan.lines().filter_map(planned).collect())
+    }
+
     /// Downloads a package into the folder `into`.
     pub(crate) fn download(
         &self,
@@ -173,10 +187,34 @@ Acquire::Retries "2";
     }
 }
 
+/// Name and version in a line of a simulated installation.
+fn planned(line: &str) -> Option<(String, String)> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+    let (_, rest) = rest.split_once('(')?;
+    let (version, _) = rest.split_once(' ')?;
+    Some((name.to_owned(), version.to_owned()))
+}
+
 fn file_names(folder: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(folder)
         .with_context(|| format!("failed to list {0}; `ls -ld {0}`", folder.display()))?;
     entries
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_read_from_a_simulated_installation() {
+        let line = "Inst libgcc-s1 (14.2.0-19 Debian:13.8/stable [amd64]) []";
+        let package = ("libgcc-s1".to_owned(), "14.2.0-19".to_owned());
+        assert_eq!(planned(line), Some(package));
+        assert_eq!(
+            planned("Conf libgcc-s1 (14.2.0-19 Debian:13.8/stable [amd64])"),
+            None
+        );
+    }
 }

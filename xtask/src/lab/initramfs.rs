@@ -20,6 +20,9 @@ const CONSOLE: (u32, u32) = (5, 1);
 /// A file beside the program: its path, without the first slash, and what is in it.
 pub(crate) type Extra = (String, Vec<u8>);
 
+/// A program or a library, as an [`Extra`].
+pub(crate) type Program = (String, Vec<u8>);
+
 /// An initramfs whose only program is `init`. A folder has to stand before what is in it.
 fn with_init(init: &[u8], folders: &[String], extras: &[Extra]) -> Vec<u8> {
     let mut archive = Archive {
@@ -55,6 +58,23 @@ pub(crate) fn with_modules(
         extras.extend(modules);
     }
     Ok(with_init(init, &folders, &extras))
+}
+
+/// An archive of programs and libraries, to be put behind another one: the kernel unpacks one after
+/// the other.
+pub(crate) fn with_programs(folders: &[String], programs: &[Program]) -> Vec<u8> {
+    let mut archive = Archive {
+        bytes: Vec::new(),
+        files: 0,
+    };
+    for folder in folders {
+        archive.add(folder, FOLDER, (0, 0), &[]);
+    }
+    for (path, data) in programs {
+        archive.add(path, PROGRAM, (0, 0), data);
+    }
+    archive.add("TRAILER!!!", 0, (0, 0), &[]);
+    archive.bytes
 }
 
 struct Archive {

@@ -2,11 +2,14 @@
 //!
 //! Each is a wrapper `--bench-… ARGUMENTS -- COMMAND`: it makes ready, runs the command, and
 //! ends with its exit code, so that any of them can stand where `kcore-trace record --` stands.
-//! [`rounds`] runs its command several times and notes when, [`floor`] puts empty programs on the
-//! hooks of a plan.
+//! [`rounds`] runs its command several times and notes when, [`clock`] notes only that, [`floor`] puts empty programs on the
+//! hooks of a plan, [`graph`] turns a tracer of the kernel's on, [`beside`] starts another tool.
 
+mod beside;
+mod clock;
 mod empty;
 mod floor;
+mod graph;
 pub(crate) mod rounds;
 
 use std::ffi::OsString;
@@ -18,7 +21,10 @@ use anyhow::{Context as _, Result};
 pub(crate) fn main(arguments: &[OsString]) -> Option<ExitCode> {
     let (name, rest) = arguments.split_first()?;
     let run = match name.to_str()? {
+        beside::NAME => beside::run,
+        clock::NAME => clock::run,
         floor::NAME => floor::run,
+        graph::NAME => graph::run,
         rounds::NAME => rounds::run,
         _ => return None,
     };

@@ -1,8 +1,8 @@
 //! A load in several rounds, each from another state of the kernel, and when each began and ended.
 //!
-//! In: a file's path, a number and a command. Out: the file, with a line for each round: nanoseconds
-//! of CLOCK_MONOTONIC, the clock that all processes share, at its beginning and its end. What
-//! stands before this wrapper in a command line is thereby timed from outside, each tool in the
+//! In: a file's path, when whatever is around this was started, a number and a command. Out: the
+//! file, with a line for the time until here and one for each round: nanoseconds of
+//! CLOCK_MONOTONIC, the clock that all processes share, at its beginning and its end. What stands before this wrapper in a command line is thereby timed from outside, each tool in the
 //! same way.
 //!
 //! What one vmalloc costs depends on the shape of the trees of areas: a level more is 28
@@ -23,9 +23,9 @@ pub(crate) const NAME: &str = "--bench-rounds";
 
 pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
     let path = wrapped.argument(0)?;
-    let rounds: u32 = wrapped.argument(1)?.parse()?;
+    let mut lines = format!("{} {}\n", wrapped.argument(1)?, now().as_nanos());
+    let rounds: u32 = wrapped.argument(2)?.parse()?;
     let mut shape = Shape::new()?;
-    let mut lines = String::new();
     for _ in 0..rounds {
         shape.change()?;
         let began = now();

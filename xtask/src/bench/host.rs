@@ -1,0 +1,197 @@
+//! What watching costs on the running kernel: throughput, and the time until it watches.
+//!
+//! In: the tool and the peers. Out: for each way of watching the operations a second of the same
+//! load, several times, in turns with the load alone, so that what else the machine does falls on
+//! all alike; what is compared is the median of the ratios within a turn.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use super::{peers::Peers, scripts};
+use crate::{command::shown, privilege::Privilege};
+
+/// A way of watching the running kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watch {
+    Nothing,
+    /// The tool, as well as this kernel lets it.
+    Tool,
+    /// Every contention of every lock, with eight frames of its stack.
+    Bpftrace,
+}
+
+impl Watch {
+    pub(crate) const ALL: [Self; 3] = [Self::Nothing, Self::Tool, Self::Bpftrace];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "none",
+            Self::Tool => "kcore-trace",
+            Self::Bpftrace => "bpftrace",
+        }
+    }
+}
+
+/// One run of the load.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) ops_per_s: f64,
+    /// Seconds from exec to the start of the load.
+    pub(crate) ready_s: f64,
+}
+
+/// What came of each way of watching in a turn, or why nothing did.
+pub(crate) type Turn = BTreeMap<String, Result<Run, String>>;
+
+/// What measures on this machine.
+pub(crate) struct Host<'a> {
+    /// The tool, as `TOOL kcore-trace ARGUMENTS`.
+    pub(crate) tool: &'a Path,
+    pub(crate) peers: &'a Result<Peers, String>,
+    pub(crate) folder: PathBuf,
+    pub(crate) seconds: u32,
+}
+
+impl Host<'_> {
+    /// Runs the load once while that watches.
+    pub(crate) fn run(&self, watch: Watch) -> Result<Run> {
+        mount_tracefs()?;
+        let clock = self.folder.join("clock");
+        let recording = self.folder.join("host.kct");
+        let [tool, clock_path, recording] =
+            [self.tool, &clock, &recording].map(|path| path.display().to_string());
+        let began = now()?;
+        let mut load: Vec<String> = [&tool, "--bench-clock", &clock_path, &began, "--"]
+            .map(str::to_owned)
+            .into();
+        load.extend([&tool, "kcore-trace", "stress", "--maps", "4", "-d"].map(str::to_owned));
+        load.push(format!("{}s", self.seconds));
+        let words = match watch {
+            Watch::Nothing => load,
+            Watch::Tool => {
+                let record = [
+                    &tool,
+                    "kcore-trace",
+                    "record",
+                    "--force",
+                    "-o",
+                    &recording,
+                    "--",
+                ];
+                record.map(str::to_owned).into_iter().chain(load).collect()
+            }
+            Watch::Bpftrace => {
+                let peers = self
+                    .peers
+                    .as_ref()
+                    .map_err(|e| anyhow::Error::msg(e.clone()))?;
+                let mut words = peers.command("bpftrace");
+                words.extend(["-e", scripts::CONTENTION, "-c"].map(str::to_owned));
+                words.push(load.join(" "));
+                words
+            }
+        };
+        let output = as_root(&words)?;
+        let times = fs::read_to_string(&clock).context("the load left no times")?;
+        Ok(Run {
+            ops_per_s: rate(&output).with_context(|| format!("no rate in: {output}"))?,
+            ready_s: seconds_between(&times).context("the load left no times")?,
+        })
+    }
+}
+
+/// Where bpftrace finds tracepoints; not every machine mounts it by itself.
+fn mount_tracefs() -> Result<()> {
+    const PLACE: &str = "/sys/kernel/tracing";
+    if Path::new(PLACE).join("events").exists() {
+        return Ok(());
+    }
+    as_root(&["mount", "-t", "tracefs", "nodev", PLACE].map(str::to_owned)).map(drop)
+}
+
+/// The machine, in a few words.
+pub(crate) fn machine() -> String {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpus = text("/proc/cpuinfo");
+    let model = cpus.lines().find(|line| line.starts_with("model name"));
+    let model = model
+        .and_then(|line| line.split_once(": "))
+        .map_or("", |(_, model)| model);
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    let release = text("/proc/sys/kernel/osrelease");
+    format!("{count} CPUs, {model}, Linux {}", release.trim())
+}
+
+/// Runs words as root and takes what they print.
+fn as_root(words: &[String]) -> Result<String> {
+    let (program, arguments) = words.split_first().context("no command")?;
+    let mut command: Command = Privilege::find()
+        .command(program)
+        .context("tracing needs root; run this with sudo, or as root")?;
+    command.args(arguments).stdin(Stdio::null());
+    let output = command.output()?;
+    let said = [output.stdout.as_slice(), &output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    if !output.status.success() {
+        bail!("{}: `{}`\n{}", output.status, shown(&command), said.trim());
+    }
+    Ok(said)
+}
+
+/// The clock that all processes share, in nanoseconds.
+fn now() -> Result<String> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    Ok(now.as_nanos().to_string())
+}
+
+/// The rate in the line that the load ends with.
+fn rate(output: &str) -> Option<f64> {
+    let line = output.lines().find(|line| line.starts_with("maps "))?;
+    let (rest, _) = line.split_once(" ops/s")?;
+    rest.rsplit(' ').next()?.parse().ok()
+}
+
+/// Seconds between the two times of a line.
+fn seconds_between(line: &str) -> Option<f64> {
+    let (began, ready) = line.trim().split_once(' ')?;
+    Some((ready.parse::<f64>().ok()? - began.parse::<f64>().ok()?) / 1e9)
+}
+
+/// The median of some numbers.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    Some(if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], upper)
+    } else {
+        upper
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_read_from_the_line_of_the_load() {
+        let line = "Attaching 2 probes...\nmaps             4 processes       335756 ops      4.001 s        83918 ops/s\n";
+        assert_eq!(rate(line), Some(83918.0));
+        assert_eq!(rate("maps of nothing"), None);
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between() {
+        assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), Some(2.5));
+        assert_eq!(median(vec![]), None);
+    }
+}
