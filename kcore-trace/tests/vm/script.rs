@@ -42,8 +42,11 @@ pub(crate) struct Step {
     /// Arguments of `kcore-trace record` beside the level.
     #[serde(default)]
     record: Vec<String>,
-    /// How often the work is done, where it is measured: the step then says when it began, and
-    /// when each round began and ended.
+    /// Whether it is the bench's.
+    #[serde(default)]
+    bench: bool,
+    /// How often the work is done, if the step is to say when it began, and when each round began
+    /// and ended.
     rounds: Option<u32>,
 }
 
@@ -69,8 +72,10 @@ impl Step {
                 "this kernel was not built with the module".into(),
             ));
         };
-        if let Some(rounds) = self.rounds {
+        if self.bench {
             rounds::settle()?;
+        }
+        if let Some(rounds) = self.rounds {
             let [began, count] = [rounds::now().as_nanos().to_string(), rounds.to_string()];
             let clock = [INIT, rounds::NAME, CLOCK, &began, &count, "--"];
             work.splice(..0, clock.map(str::to_owned));
@@ -98,7 +103,7 @@ impl Step {
 
     /// The command that does the work; nothing where the kernel lacks the module.
     fn work(&self, guest: &Guest) -> Result<Option<Vec<String>>> {
-        let exe = self.rounds.map_or(tool::EXE, |_| INIT);
+        let exe = if self.bench { INIT } else { tool::EXE };
         let Some(module) = &self.module else {
             let mut words = vec![exe.to_owned(), guest::TOOL.into(), "stress".into()];
             words.extend(self.stress.iter().cloned());
@@ -109,7 +114,9 @@ impl Step {
         };
         ensure!(Path::new(&file).exists(), "{file} is not in the initramfs");
         let mut words = vec![exe.to_owned(), load::MODULE.into(), file];
-        words.extend(self.parameters.iter().cloned());
+        for parameter in &self.parameters {
+            words.push(with_address(parameter)?);
+        }
         Ok(Some(words))
     }
 
@@ -149,6 +156,21 @@ impl Step {
         ensure!(output.status.success(), "{}", tool::complaint(&output));
         Ok(())
     }
+}
+
+/// A parameter; for `NAME=@SYMBOL`, with the address of that variable.
+fn with_address(parameter: &str) -> Result<String> {
+    let Some((name, symbol)) = parameter.split_once("=@") else {
+        return Ok(parameter.to_owned());
+    };
+    let symbols = std::fs::read_to_string("/proc/kallsyms").context("no /proc/kallsyms")?;
+    let address = symbols.lines().find_map(|line| {
+        let (address, rest) = line.split_once(' ')?;
+        let (_, found) = rest.split_once(' ')?;
+        (found == symbol).then_some(address)
+    });
+    let address = address.with_context(|| format!("this kernel has no {symbol}"))?;
+    Ok(format!("{name}=0x{address}"))
 }
 
 /// What the kernel said since the last call.

@@ -12,9 +12,11 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
+    accuracy::Tool,
     ledger::{Ledger, Measured},
     peers::Peers,
     rows::{self, Row},
+    scale::{self, Seen},
 };
 use crate::lab::{
     artefacts, cases, initramfs,
@@ -43,7 +45,48 @@ pub(crate) struct Boot<'a> {
     name: &'static str,
     /// The kernel that is booted.
     kernel: &'a Kernel,
-    row: &'static Row,
+    what: What,
+}
+
+/// What is measured in a boot.
+#[derive(Clone, Copy)]
+pub(crate) enum What {
+    Row(&'static Row),
+    /// What a tool says of holds of a known length.
+    Accuracy(Tool),
+    /// What recording takes where there may be many CPUs.
+    Scale,
+}
+
+impl What {
+    fn all() -> Vec<Self> {
+        let rows = rows::ROWS.iter().map(Self::Row);
+        let tools = Tool::ALL.into_iter().map(Self::Accuracy);
+        rows.chain(tools).chain([Self::Scale]).collect()
+    }
+
+    fn needs_peers(self) -> bool {
+        match self {
+            Self::Row(row) => row.needs_peers(),
+            Self::Accuracy(tool) => tool.needs_peers(),
+            Self::Scale => false,
+        }
+    }
+
+    fn most_cpus(self) -> u32 {
+        match self {
+            Self::Row(_) | Self::Accuracy(_) => 1,
+            Self::Scale => scale::CPUS,
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Row(row) => row.name.to_owned(),
+            Self::Accuracy(tool) => format!("known-hold-{}", tool.name()),
+            Self::Scale => "scale".to_owned(),
+        }
+    }
 }
 
 /// The file systems of the guests.
@@ -54,7 +97,7 @@ pub(crate) struct Initramfs {
 
 impl Boot<'_> {
     pub(crate) fn id(&self) -> String {
-        id(self.name, self.row)
+        id(self.name, self.what)
     }
 
     fn has_module(&self) -> bool {
@@ -62,37 +105,57 @@ impl Boot<'_> {
     }
 
     fn step(&self) -> String {
-        format!("{}-{}", self.kernel.line, self.row.name)
+        format!("{}-{}", self.kernel.line, self.what.name())
     }
 }
 
 /// The name of a measurement in the ledger.
-pub(crate) fn id(kernel: &str, row: &Row) -> String {
-    format!("{kernel}/{}", row.name)
+pub(crate) fn id(kernel: &str, what: What) -> String {
+    format!("{kernel}/{}", what.name())
 }
 
 impl Bench<'_> {
     /// What is still to be measured.
-    pub(crate) fn boots(&self, rows: &[&'static Row], ledger: &Ledger) -> Vec<Boot<'_>> {
+    pub(crate) fn boots(&self, wanted: &[What], ledger: &Ledger) -> Vec<Boot<'_>> {
         let boots = self
             .names
             .iter()
-            .flat_map(|name| rows.iter().filter_map(|row| self.boot_of(name, row)));
+            .flat_map(|name| self.boots_of(name, wanted));
         boots.filter(|boot| !ledger.has(&boot.id())).collect()
     }
 
-    fn boot_of(&self, name: &'static str, row: &'static Row) -> Option<Boot<'_>> {
-        let booted = row.kernel(name)?;
-        let kernel = self.kernels.iter().find(|kernel| kernel.line == booted)?;
-        Some(Boot { name, kernel, row })
+    /// What of it makes sense on a kernel.
+    fn boots_of(&self, name: &'static str, wanted: &[What]) -> Vec<Boot<'_>> {
+        let boots = wanted.iter().filter_map(|&what| {
+            let booted = match what {
+                What::Row(row) => row.kernel(name)?,
+                What::Accuracy(_) | What::Scale => name,
+            };
+            let kernel = self.kernels.iter().find(|kernel| kernel.line == booted)?;
+            let boot = Boot { name, kernel, what };
+            let fits = match what {
+                What::Row(_) => true,
+                What::Accuracy(_) => boot.has_module(),
+                // Only Debian's kernels count the time that a thread is on a CPU.
+                What::Scale => !boot.has_module(),
+            };
+            fits.then_some(boot)
+        });
+        boots.collect()
     }
 
     /// Writes the file systems of the guests, the same for all but for the other tools.
     pub(crate) fn initramfs(&self) -> Result<Initramfs> {
         let mut steps = Vec::new();
         for name in &self.names {
-            let boots = rows::ROWS.iter().filter_map(|row| self.boot_of(name, row));
-            steps.extend(boots.map(|boot| boot.row.step(&boot.step(), name, boot.has_module())));
+            for boot in self.boots_of(name, &What::all()) {
+                let step = boot.step();
+                steps.push(match boot.what {
+                    What::Row(row) => row.step(&step, name, boot.has_module()),
+                    What::Accuracy(tool) => tool.step(&step, name),
+                    What::Scale => scale::step(&step),
+                });
+            }
         }
         let script = vec![("lab.json".to_owned(), serde_json::to_vec(&steps)?)];
         let mut bytes = initramfs::with_modules(&fs::read(self.binary)?, self.kernels, script)?;
@@ -114,19 +177,20 @@ impl Bench<'_> {
         Ok(path)
     }
 
-    /// Measures one row.
+    /// Measures one thing.
     pub(crate) fn boot(&self, boot: &Boot<'_>, initramfs: &Initramfs) -> Result<Measured> {
-        let initramfs = match (boot.row.needs_peers(), &self.peers, &initramfs.with_peers) {
+        let initramfs = match (boot.what.needs_peers(), &self.peers, &initramfs.with_peers) {
             (true, Err(reason), _) => return Ok(Measured::not(reason.clone())),
             (true, _, Some(path)) => path,
             _ => &initramfs.plain,
         };
-        let folder = self.folder.join(boot.name).join(boot.row.name);
+        let folder = self.folder.join(boot.name).join(boot.what.name());
         fs::create_dir_all(&folder)?;
         let machine = Machine {
             kernel: &boot.kernel.image,
             initramfs,
             cpus: 1,
+            most_cpus: boot.what.most_cpus(),
             counts_instructions: true,
             words: format!(
                 "{} kcore_trace.step={}",
@@ -150,9 +214,29 @@ impl Bench<'_> {
         let report = Report::from_console(&String::from_utf8_lossy(&console));
         Ok(match trouble(&ending, &report, seconds) {
             Some(reason) => Measured::not(reason),
-            None => sent.measured(boot.has_module()),
+            None => match boot.what {
+                What::Row(_) => sent.measured(boot.has_module()),
+                What::Accuracy(tool) => self.reported(tool, &folder),
+                What::Scale => match Seen::read(&folder) {
+                    Ok(seen) => Measured {
+                        seen: Some(seen),
+                        ..Measured::default()
+                    },
+                    Err(error) => Measured::not(format!("{error:#}")),
+                },
+            },
         }
         .after(seconds))
+    }
+
+    fn reported(&self, tool: Tool, folder: &Path) -> Measured {
+        match tool.reported(folder, self.binary) {
+            Ok(reported) => Measured {
+                reported: Some(reported),
+                ..Measured::default()
+            },
+            Err(error) => Measured::not(format!("{error:#}")),
+        }
     }
 }
 
@@ -217,8 +301,7 @@ impl Sent {
         Measured {
             rounds: rounds.iter().map(|round| round / f64::from(ops)).collect(),
             ready_s: Some(times.ready / 1e9),
-            reason: None,
-            seconds: 0.0,
+            ..Measured::default()
         }
     }
 }

@@ -132,7 +132,7 @@ pub(crate) fn machine() -> String {
 }
 
 /// Runs words as root and takes what they print.
-fn as_root(words: &[String]) -> Result<String> {
+pub(super) fn as_root(words: &[String]) -> Result<String> {
     let (program, arguments) = words.split_first().context("no command")?;
     let mut command: Command = Privilege::find()
         .command(program)

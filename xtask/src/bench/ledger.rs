@@ -15,15 +15,21 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use statrs::statistics::Statistics as _;
 
-use super::host::Turn;
+use super::{accuracy::Reported, day::Day, host::Turn, scale::Seen};
 
 /// What came of measuring a row on a kernel.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Measured {
     /// Instructions for each op, in each round.
     pub(crate) rounds: Vec<f64>,
     /// Seconds of the guest from the start of what watches to that of the load.
     pub(crate) ready_s: Option<f64>,
+    /// What a tool said of holds of a known length.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) reported: Option<Reported>,
+    /// What recording took for itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) seen: Option<Seen>,
     /// Why there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) reason: Option<String>,
@@ -35,11 +41,14 @@ impl Measured {
     /// Nothing, for that reason.
     pub(crate) fn not(reason: String) -> Self {
         Self {
-            rounds: Vec::new(),
-            ready_s: None,
             reason: Some(reason),
-            seconds: 0.0,
+            ..Self::default()
         }
+    }
+
+    /// Whether there is a number.
+    fn is_number(&self) -> bool {
+        !self.rounds.is_empty() || self.reported.is_some() || self.seen.is_some()
     }
 
     /// The same, after so many seconds of measuring.
@@ -60,6 +69,8 @@ struct File {
     measured: BTreeMap<String, Measured>,
     #[serde(default)]
     host: Vec<Turn>,
+    #[serde(default)]
+    day: Option<Result<Day, String>>,
 }
 
 pub(crate) struct Ledger {
@@ -82,6 +93,7 @@ impl Ledger {
                 started_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
                 measured: BTreeMap::new(),
                 host: Vec::new(),
+                day: None,
             },
         };
         if file.tool != tool {
@@ -109,6 +121,18 @@ impl Ledger {
         write(&self.folder.join(Self::FILE), &self.file)
     }
 
+    /// What was measured of recordings of a day.
+    pub(crate) fn day(&self) -> Result<Day, String> {
+        let none = || Err("not measured yet".to_owned());
+        self.file.day.clone().unwrap_or_else(none)
+    }
+
+    /// Sets it and writes the file.
+    pub(crate) fn keep_day(&mut self, day: Result<Day, String>) -> Result<()> {
+        self.file.day = Some(day);
+        write(&self.folder.join(Self::FILE), &self.file)
+    }
+
     pub(crate) fn started_at(&self) -> &str {
         &self.file.started_at
     }
@@ -119,8 +143,7 @@ impl Ledger {
 
     /// Whether that is measured; what failed may be tried again.
     pub(crate) fn has(&self, id: &str) -> bool {
-        self.get(id)
-            .is_some_and(|measured| !measured.rounds.is_empty())
+        self.get(id).is_some_and(Measured::is_number)
     }
 
     /// Adds a measurement and writes the file.
@@ -158,9 +181,11 @@ impl Progress {
         self.done.set(done);
         let each = self.began.elapsed().as_secs_f64() / done as f64;
         let left = Duration::from_secs((each * (self.total - done) as f64) as u64);
-        let said = match (measured.per_op(), &measured.reason) {
-            (Some(per_op), _) => format!("{per_op:.1} instructions an op"),
-            (None, reason) => reason.clone().unwrap_or_default(),
+        let hold = measured.reported.and_then(|reported| reported.hold);
+        let said = match (measured.per_op().or(hold), &measured.reason) {
+            (Some(number), _) => format!("{number:.1} instructions"),
+            (None, Some(reason)) => reason.clone(),
+            (None, None) => "ok".to_owned(),
         };
         eprintln!(
             "  [{done}/{}] {id}: {said} ({:.0} s), {} left",

@@ -2,17 +2,22 @@
 //! what people would use instead, in one table from one run.
 //!
 //! [`rows`] is the table of what is measured; [`guest`] measures a row in a boot of its own, where
-//! the clock counts instructions; [`host`] measures throughput on the running kernel; [`peers`] are
-//! the other tools and [`scripts`] what they are told to do; [`ledger`] keeps what was measured, so that a run that was
+//! the clock counts instructions; [`accuracy`] is what tools say of a hold whose length is known,
+//! [`scale`] what recording takes for itself where there may be many CPUs; [`host`] measures throughput
+//! on the running kernel, [`day`] the reading of long recordings; [`peers`] are the other tools and
+//! [`scripts`] what they are told to do; [`ledger`] keeps what was measured, so that a run that was
 //! stopped goes on where it ended; [`table`] shows it.
 //!
 //! Invariant: a row that could not be measured is shown with its reason.
 
+mod accuracy;
+mod day;
 mod guest;
 mod host;
 mod ledger;
 mod peers;
 mod rows;
+mod scale;
 mod scripts;
 mod table;
 
@@ -22,7 +27,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use self::{
-    guest::Bench,
+    accuracy::Tool,
+    guest::{Bench, What},
     ledger::Ledger,
     peers::Peers,
     rows::{ROWS, Row},
@@ -50,7 +56,9 @@ pub(crate) struct Options {
     /// Only these kernels: variants of `lab build`, or lines of Debian's kernels as in `6.12`
     #[arg(long, value_name = "NAME", value_parser = kernel)]
     kernel: Vec<&'static str>,
-    /// Only these rows; `host` is all that is measured on the running kernel
+    /// Only these rows; `known-hold` is what tools say of a hold of known length, `scale`
+    /// what recording takes for itself, `host` what is measured on the running kernel, `day`
+    /// how long recordings of a day take to read
     #[arg(long, value_name = "NAME", value_parser = wanted)]
     row: Vec<Wanted>,
     /// How often each way of watching the running kernel is tried
@@ -97,11 +105,45 @@ impl Options {
         }
     }
 
-    fn wants_host(&self) -> bool {
+    /// The tools that are asked for a hold of known length.
+    fn tools(&self) -> &'static [Tool] {
+        let wanted = match (self.row.as_slice(), self.quick) {
+            ([], true) => return &Tool::ALL[..2],
+            ([], false) => true,
+            (named, _) => named
+                .iter()
+                .any(|wanted| matches!(wanted, Wanted::KnownHold)),
+        };
+        if wanted { &Tool::ALL } else { &[] }
+    }
+
+    /// What is measured in guests.
+    fn in_guests(&self) -> Vec<What> {
+        let rows = self.rows().into_iter().map(What::Row);
+        let tools = self.tools().iter().copied().map(What::Accuracy);
+        let scale = match self.row.as_slice() {
+            [] => !self.quick,
+            named => named.iter().any(|wanted| matches!(wanted, Wanted::Scale)),
+        };
+        rows.chain(tools)
+            .chain(scale.then_some(What::Scale))
+            .collect()
+    }
+
+    /// Whether that is measured on the running kernel.
+    fn wants(&self, is_it: fn(&Wanted) -> bool) -> bool {
         match self.row.as_slice() {
             [] => !self.quick && self.kernel.is_empty(),
-            named => named.iter().any(|wanted| wanted.row().is_none()),
+            named => named.iter().any(is_it),
         }
+    }
+
+    fn wants_host(&self) -> bool {
+        self.wants(|wanted| matches!(wanted, Wanted::Host))
+    }
+
+    fn wants_day(&self) -> bool {
+        self.wants(|wanted| matches!(wanted, Wanted::Day))
     }
 }
 
@@ -109,14 +151,17 @@ impl Options {
 #[derive(Clone, Copy, Debug)]
 enum Wanted {
     Row(&'static Row),
+    KnownHold,
+    Scale,
     Host,
+    Day,
 }
 
 impl Wanted {
     fn row(&self) -> Option<&'static Row> {
         match self {
             Self::Row(row) => Some(row),
-            Self::Host => None,
+            Self::KnownHold | Self::Scale | Self::Host | Self::Day => None,
         }
     }
 }
@@ -132,18 +177,28 @@ fn kernel(name: &str) -> Result<&'static str, String> {
 }
 
 fn wanted(name: &str) -> Result<Wanted, String> {
-    if name == HOST {
-        return Ok(Wanted::Host);
+    match name {
+        KNOWN_HOLD => return Ok(Wanted::KnownHold),
+        SCALE => return Ok(Wanted::Scale),
+        HOST => return Ok(Wanted::Host),
+        DAY => return Ok(Wanted::Day),
+        _ => (),
     }
     let row = ROWS.iter().find(|row| row.name == name);
     row.map(Wanted::Row).ok_or_else(|| {
         let names: Vec<_> = ROWS.iter().map(|row| row.name).collect();
-        format!("the table has {}, {HOST}", names.join(", "))
+        format!(
+            "there are {}, {KNOWN_HOLD}, {SCALE}, {HOST}, {DAY}",
+            names.join(", ")
+        )
     })
 }
 
-/// What `--row` calls the running kernel.
+/// What `--row` calls what has no row of its own.
+const KNOWN_HOLD: &str = "known-hold";
+const SCALE: &str = "scale";
 const HOST: &str = "host";
+const DAY: &str = "day";
 
 /// The command `cargo xtask bench`.
 pub(crate) fn run(places: &Places, options: &Options) -> Result<ExitCode> {
@@ -169,48 +224,81 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<ExitCode> {
         folder: ledger.folder(),
         timeout: Duration::from_secs(options.boot_timeout),
     };
-    let boots = bench.boots(&rows, &ledger);
-    let progress = ledger::Progress::new(boots.len());
-    if !boots.is_empty() {
-        let initramfs = bench.initramfs()?;
-        let mut broken = None;
-        schedule::run(
-            boots,
-            |boot| (boot.id(), bench.boot(&boot, &initramfs)),
-            |(id, outcome)| match outcome {
-                Ok(measured) => {
-                    progress.show(&id, &measured);
-                    broken = broken.take().or(ledger.keep(id, measured).err());
-                }
-                Err(error) => broken = broken.take().or(Some(error)),
-            },
-        );
-        if let Some(error) = broken {
-            return Err(error);
-        }
-    }
+    measure_in_guests(options, &bench, &mut ledger)?;
     if options.wants_host() {
         watch_host(options, &bench, &mut ledger)?;
     }
-    let table = table::Table::of(&ledger, &options.kernels(), &rows);
-    let host = options.wants_host().then(|| table::Host::of(&ledger));
+    if options.wants_day() && ledger.day().is_err() {
+        let day = day::measure(&binary, &ledger.folder());
+        ledger.keep_day(day.map_err(|error| format!("{error:#}")))?;
+    }
+    let tables = Tables {
+        rows: table::Table::of(&ledger, &options.kernels(), &rows),
+        holds: table::Holds::of(&ledger, &options.kernels(), options.tools()),
+        scales: table::Scales::of(&ledger, &options.kernels()),
+        host: options.wants_host().then(|| table::Host::of(&ledger)),
+        days: options.wants_day().then(|| table::Days::of(&ledger)),
+    };
     match options.format {
         Format::Text => {
             println!("{}", heading(&ledger, &bench));
-            print!("{table}");
-            host.iter().for_each(|host| print!("{host}"));
+            tables.print();
         }
-        Format::Json => {
-            let rows = table.rows.iter().map(serde_json::to_value);
-            let host = host
-                .iter()
-                .flat_map(|host| &host.rows)
-                .map(serde_json::to_value);
-            let all = rows.chain(host).collect::<Result<Vec<_>, _>>()?;
-            println!("{}", serde_json::to_string_pretty(&all)?);
-        }
+        Format::Json => println!("{}", serde_json::to_string_pretty(&tables.rows()?)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Boots a guest for everything that is not yet in the ledger.
+fn measure_in_guests(options: &Options, bench: &Bench<'_>, ledger: &mut Ledger) -> Result<()> {
+    let boots = bench.boots(&options.in_guests(), ledger);
+    if boots.is_empty() {
+        return Ok(());
+    }
+    let progress = ledger::Progress::new(boots.len());
+    let initramfs = bench.initramfs()?;
+    let mut broken = None;
+    schedule::run(
+        boots,
+        |boot| (boot.id(), bench.boot(&boot, &initramfs)),
+        |(id, outcome)| match outcome {
+            Ok(measured) => {
+                progress.show(&id, &measured);
+                broken = broken.take().or(ledger.keep(id, measured).err());
+            }
+            Err(error) => broken = broken.take().or(Some(error)),
+        },
+    );
+    broken.map_or(Ok(()), Err)
+}
+
+/// What a run ends with.
+struct Tables {
+    rows: table::Table,
+    holds: table::Holds,
+    scales: table::Scales,
+    host: Option<table::Host>,
+    days: Option<table::Days>,
+}
+
+impl Tables {
+    fn print(&self) {
+        print!("{}{}{}", self.rows, self.holds, self.scales);
+        self.host.iter().for_each(|host| print!("{host}"));
+        self.days.iter().for_each(|days| print!("{days}"));
+    }
+
+    /// All lines, as one list.
+    fn rows(&self) -> serde_json::Result<Vec<serde_json::Value>> {
+        let host = self.host.iter().flat_map(|host| &host.rows);
+        let days = self.days.iter().flat_map(|days| &days.rows);
+        let rows = self.rows.rows.iter().map(serde_json::to_value);
+        rows.chain(self.holds.rows.iter().map(serde_json::to_value))
+            .chain(self.scales.rows.iter().map(serde_json::to_value))
+            .chain(host.map(serde_json::to_value))
+            .chain(days.map(serde_json::to_value))
+            .collect()
+    }
 }
 
 /// Takes turns on the running kernel.
@@ -260,7 +348,8 @@ fn heading(ledger: &Ledger, bench: &Bench<'_>) -> String {
 
 /// The other tools, or why there are none.
 fn peers(places: &Places, options: &Options, rows: &[&Row]) -> Result<Peers, String> {
-    if !options.wants_host() && !rows.iter().any(|row| row.needs_peers()) {
+    let tools = options.tools().iter().any(|tool| tool.needs_peers());
+    if !options.wants_host() && !tools && !rows.iter().any(|row| row.needs_peers()) {
         return Err("no row needs them".to_owned());
     }
     let provide = || {

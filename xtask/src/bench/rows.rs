@@ -171,7 +171,7 @@ impl Row {
 
     /// The step of a guest's script that measures it.
     pub(crate) fn step(&self, name: &str, kernel: &str, has_module: bool) -> Value {
-        let mut step = json!({ "name": name, "cpus": 1, "rounds": ROUNDS });
+        let mut step = json!({ "name": name, "cpus": 1, "bench": true, "rounds": ROUNDS });
         if has_module {
             step["module"] = json!("test_vmalloc");
             step["parameters"] = json!([

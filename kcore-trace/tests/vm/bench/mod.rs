@@ -2,15 +2,20 @@
 //!
 //! Each is a wrapper `--bench-… ARGUMENTS -- COMMAND`: it makes ready, runs the command, and
 //! ends with its exit code, so that any of them can stand where `kcore-trace record --` stands.
-//! [`rounds`] runs its command several times and notes when, [`clock`] notes only that, [`floor`] puts empty programs on the
-//! hooks of a plan, [`graph`] turns a tracer of the kernel's on, [`beside`] starts another tool.
+//! [`rounds`] runs its command several times and notes when, [`clock`] notes only that, [`usage`]
+//! what it took, [`floor`] puts empty programs on the hooks of a plan, [`graph`] turns a tracer of the
+//! kernel's on, [`beside`] starts another tool, [`recorder`] looks at ours from outside, [`day`] makes
+//! long recordings of short ones.
 
 mod beside;
 mod clock;
+mod day;
 mod empty;
 mod floor;
 mod graph;
+mod recorder;
 pub(crate) mod rounds;
+mod usage;
 
 use std::ffi::OsString;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -23,9 +28,12 @@ pub(crate) fn main(arguments: &[OsString]) -> Option<ExitCode> {
     let run = match name.to_str()? {
         beside::NAME => beside::run,
         clock::NAME => clock::run,
+        day::NAME => day::run,
         floor::NAME => floor::run,
         graph::NAME => graph::run,
+        recorder::NAME => recorder::run,
         rounds::NAME => rounds::run,
+        usage::NAME => usage::run,
         _ => return None,
     };
     let outcome = Wrapped::parse(rest).and_then(|wrapped| run(&wrapped));

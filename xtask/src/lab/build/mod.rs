@@ -35,20 +35,29 @@ use crate::{
 /// What every kernel has beside `make tinyconfig`.
 const CONFIG: &str = include_str!("../../../lab/kernel.config");
 
-/// The files of a module that is a load of its own.
-const LOAD: [(&str, &str); 2] = [
+/// The files of modules that are loads of their own.
+const LOAD: [(&str, &str); 3] = [
     ("Kbuild", include_str!("../../../lab/load/Kbuild")),
     ("vmap_ram.c", include_str!("../../../lab/load/vmap_ram.c")),
+    (
+        "known_hold.c",
+        include_str!("../../../lab/load/known_hold.c"),
+    ),
 ];
 
 /// The modules that are kept, by where they are made.
-const MODULES: [&str; 2] = ["lib/test_vmalloc.ko", "load/vmap_ram.ko"];
+const MODULES: [&str; 3] = [
+    "lib/test_vmalloc.ko",
+    "load/vmap_ram.ko",
+    "load/known_hold.ko",
+];
 
 /// What a kernel is made of beside the source, so that a change of any makes others.
-const INGREDIENTS: [&str; 5] = [
+const INGREDIENTS: [&str; 6] = [
     CONFIG,
     LOAD[0].1,
     LOAD[1].1,
+    LOAD[2].1,
     include_str!("transform.rs"),
     include_str!("variants.rs"),
 ];
@@ -269,7 +278,7 @@ impl<'a> Objects<'a> {
         built.with_context(|| format!("the variant {} does not compile", variant.name))?;
         let load = format!("M={}", self.folder.join("load").display());
         step.watch(self.make().args([&load, "modules"]))
-            .context("the lab's own module does not compile")
+            .context("the lab's own modules do not compile")
     }
 
     fn keep(&self, places: &Places, name: &Path) -> Result<()> {

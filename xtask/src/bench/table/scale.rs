@@ -1,0 +1,87 @@
+//! What recording takes for itself.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::number;
+use crate::bench::{
+    guest::{self, What},
+    ledger::Ledger,
+};
+
+/// What recording takes for itself on a kernel that may have many CPUs.
+#[derive(Debug, Serialize)]
+pub(crate) struct ScaleLine {
+    pub(crate) name: &'static str,
+    pub(crate) kernel: &'static str,
+    pub(crate) possible_cpus: Option<u32>,
+    /// CPU time of one interval, of a second.
+    pub(crate) interval_s: Option<f64>,
+    pub(crate) resident_kib: Option<u64>,
+    pub(crate) resident_peak_kib: Option<u64>,
+    pub(crate) maps_bytes: Option<u64>,
+    pub(crate) maps_bytes_per_cpu: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+pub(crate) struct Scales {
+    pub(crate) rows: Vec<ScaleLine>,
+}
+
+impl Scales {
+    pub(crate) fn of(ledger: &Ledger, kernels: &[&'static str]) -> Self {
+        let rows = kernels.iter().filter_map(|kernel| {
+            let own = ledger.get(&guest::id(kernel, What::Scale))?;
+            let seen = own.seen;
+            Some(ScaleLine {
+                name: "scale",
+                kernel,
+                possible_cpus: seen.map(|seen| seen.possible_cpus),
+                interval_s: seen.map(|seen| seen.interval_ns() / 1e9),
+                resident_kib: seen.map(|seen| seen.resident_kib),
+                resident_peak_kib: seen.map(|seen| seen.resident_peak_kib),
+                maps_bytes: seen.map(|seen| seen.maps_bytes),
+                maps_bytes_per_cpu: seen.map(|seen| seen.bytes_per_cpu()),
+                reason: own.reason.clone(),
+            })
+        });
+        Self {
+            rows: rows.collect(),
+        }
+    }
+}
+
+impl fmt::Display for Scales {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |kib: Option<u64>| number(kib.map(|kib| kib as f64 / 1024.0), 1, " MiB");
+        for line in &self.rows {
+            writeln!(
+                f,
+                "\nrecording at level full, one interval a second, {}\n",
+                line.kernel
+            )?;
+            if let Some(reason) = &line.reason {
+                writeln!(f, "  not measured: {reason}")?;
+                continue;
+            }
+            let cpus = line.possible_cpus.unwrap_or_default();
+            writeln!(
+                f,
+                "  {cpus} possible CPUs: {} of a CPU of 1,000 instructions a µs; resident {}, at \
+                 most {}; maps {}, {} for each CPU",
+                number(line.interval_s.map(|s| s * 100.0), 2, " %"),
+                mib(line.resident_kib),
+                mib(line.resident_peak_kib),
+                mib(line.maps_bytes.map(|bytes| bytes / 1024)),
+                number(
+                    line.maps_bytes_per_cpu.map(|bytes| bytes / 1024.0),
+                    0,
+                    " KiB"
+                ),
+            )?;
+        }
+        Ok(())
+    }
+}
