@@ -73,10 +73,18 @@ impl What {
         }
     }
 
-    fn most_cpus(self) -> u32 {
+    fn cpus(self) -> u32 {
         match self {
             Self::Row(_) | Self::Accuracy(_) => 1,
             Self::Scale => scale::CPUS,
+        }
+    }
+
+    /// Words for the kernel.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Row(_) | Self::Accuracy(_) => "",
+            Self::Scale => scale::WORDS,
         }
     }
 
@@ -189,13 +197,13 @@ impl Bench<'_> {
         let machine = Machine {
             kernel: &boot.kernel.image,
             initramfs,
-            cpus: 1,
-            most_cpus: boot.what.most_cpus(),
+            cpus: boot.what.cpus(),
             counts_instructions: true,
             words: format!(
-                "{} kcore_trace.step={}",
+                "{} kcore_trace.step={} {}",
                 cases::words("bench", boot.kernel),
-                boot.step()
+                boot.step(),
+                boot.what.words()
             ),
             timeout: self.timeout,
         };

@@ -10,8 +10,10 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// CPUs that the guest may get.
+/// CPUs that the guest has.
 pub(crate) const CPUS: u32 = 64;
+/// All but one of them stay asleep, and may come at any time as far as the kernel knows.
+pub(crate) const WORDS: &str = "maxcpus=1";
 
 /// Intervals of a second that are watched.
 const SECONDS: u32 = 20;

@@ -147,7 +147,6 @@ impl Cases<'_> {
             kernel: &boot.kernel.image,
             initramfs,
             cpus: boot.config.cpus,
-            most_cpus: boot.config.cpus,
             counts_instructions: false,
             words: words(boot.config.name, &boot.kernel) + &filter.unwrap_or_default(),
             timeout: self.timeout,

@@ -7,7 +7,6 @@
 //! the tests count events and never measure durations.
 
 use std::{
-    cmp::Ordering,
     fs::{self, File},
     path::Path,
     process::{Command, Stdio},
@@ -26,8 +25,6 @@ pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) cpus: u32,
-    /// How many CPUs the guest has room for; maps with a value for each CPU have as many.
-    pub(crate) most_cpus: u32,
     /// Whether the guest's clock counts executed instructions, one a nanosecond: what the host
     /// does meanwhile then changes nothing.
     pub(crate) counts_instructions: bool,
@@ -111,7 +108,6 @@ fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
         kernel,
         initramfs,
         cpus,
-        most_cpus,
         counts_instructions,
         words,
         timeout: _,
@@ -141,11 +137,7 @@ fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
         arguments.extend(["-icount", "shift=0,sleep=off"].map(str::to_owned));
     }
     arguments.extend(["-serial".to_owned(), format!("file:{artefacts}")]);
-    let room = match most_cpus.cmp(cpus) {
-        Ordering::Greater => format!(",maxcpus={most_cpus}"),
-        _ => String::new(),
-    };
-    arguments.extend(["-smp".to_owned(), format!("{cpus}{room}")]);
+    arguments.extend(["-smp".to_owned(), cpus.to_string()]);
     arguments.extend(["-kernel".to_owned(), kernel.display().to_string()]);
     arguments.extend(["-initrd".to_owned(), initramfs.display().to_string()]);
     // Emulated CPUs have no invariant TSC. Unless told that it is reliable the
@@ -173,7 +165,6 @@ mod tests {
             kernel: Path::new("/k"),
             initramfs: Path::new("/i"),
             cpus: 4,
-            most_cpus: 4,
             counts_instructions: false,
             words: "kcore_trace.config=smp4".to_owned(),
             timeout: Duration::from_secs(1),

@@ -310,7 +310,6 @@ impl Boot<'_> {
             kernel: &self.kernel.image,
             initramfs,
             cpus: self.cpus,
-            most_cpus: self.cpus,
             // Kernels hang on their second CPU where the clock counts instructions.
             counts_instructions: self.cpus == 1,
             words: cases::words("lab", self.kernel),

@@ -14,6 +14,7 @@ use crate::bench::{
     ledger::Ledger,
     rows::{AGAIN, BASE, ONE_PROBE, ROWS, Row},
 };
+use crate::lab::build::variants;
 
 /// A row on a kernel.
 #[derive(Debug, Serialize)]
@@ -160,9 +161,17 @@ impl fmt::Display for Table {
 
 fn heading(f: &mut fmt::Formatter<'_>, line: &Line) -> fmt::Result {
     let base = line.base_per_op.map_or("?".into(), |n| format!("{n:.0}"));
+    let of_the_lab = variants::VARIANTS
+        .iter()
+        .any(|variant| variant.name == line.kernel);
+    let op = if of_the_lab {
+        "one vmalloc and vfree, which take"
+    } else {
+        "one operation of `kcore-trace stress`, which takes"
+    };
     writeln!(
         f,
-        "\n{}: instructions added to one vmalloc and vfree, which take {base} by themselves\n",
+        "\n{}: instructions added to {op} {base} without\n",
         line.kernel
     )?;
     writeln!(
