@@ -1,7 +1,7 @@
 //! What recording takes for itself where there may be many CPUs.
 //!
 //! In: what a guest saw from outside the recorder. Out: its numbers by interval and by CPU. The
-//! guest has one CPU and room for others, so that maps and snapshots are those of a big machine
+//! guest runs one of its CPUs, so that maps and snapshots are those of a big machine
 //! while its clock still counts instructions.
 
 use std::path::Path;
