@@ -115,7 +115,7 @@ impl Recorder {
         let each = |event: Event| {
             keep(writer, header, exporter.as_ref(), &event)?;
             match &event {
-                Event::Sample(sample) => live.show(&sample.interval, writer.total()),
+                Event::Sample(sample) => live.show(sample, writer.total()),
                 Event::Step(step, _) => live.say(&step.sentence()),
             }
             Ok(())

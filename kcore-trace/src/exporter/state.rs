@@ -102,8 +102,11 @@ impl State {
     /// Adds an interval.
     pub(crate) fn add(&mut self, sample: &Sample) {
         self.totals.add(&sample.interval);
-        self.cost.snapshots += 1;
-        self.cost.snapshot_time += sample.snapshot;
+        if sample.level.is_some() {
+            self.totals.measured_ns += sample.interval.end_ns - sample.interval.start_ns;
+            self.cost.snapshots += 1;
+            self.cost.snapshot_time += sample.snapshot;
+        }
         self.cost.last_snapshot = Some(SystemTime::now());
         self.cost.overhead = sample.overhead;
         let counts_runs = sample.programs.iter().any(|program| program.runs > 0);

@@ -183,7 +183,6 @@ impl Totals {
             self.op(*op).add(cell);
         }
         self.settle();
-        self.measured_ns += interval.end_ns - interval.start_ns;
     }
 
     fn settle(&mut self) {

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kcore_trace_ebpf::words::Lock;
 
 use crate::model::{Header, Interval, Measured};
+use crate::sampling::Sample;
 use crate::units;
 
 pub(super) struct Live {
@@ -32,8 +33,11 @@ impl Live {
         Self { bar }
     }
 
-    pub(super) fn show(&self, interval: &Interval, total: &Measured) {
-        self.bar.set_message(line(interval, total));
+    pub(super) fn show(&self, sample: &Sample, total: &Measured) {
+        self.bar.set_message(match sample.level {
+            Some(_) => line(&sample.interval, total),
+            None => "nothing is measured: it would cost more than it may".into(),
+        });
     }
 
     /// A line that stays.

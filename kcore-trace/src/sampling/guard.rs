@@ -1,10 +1,10 @@
 //! How much may be measured, by what it costs.
 //!
 //! In: what measuring costs, as a share of the time of all CPUs, every few seconds. Out: the level
-//! to go on with. Over the limit twice in a row steps down a ladder, such as full → contended → off. A lower level
-//! is left again after a while, for a trial that has to stay well below the limit; each trial that
-//! fails doubles the while. Invariant: no level above the one that was asked for, one step at a
-//! time, and no clock in here.
+//! to go on with. Over the limit twice in a row steps down a ladder, such as full → contended → off.
+//! A lower level is left again after a while, for a trial that has to stay well below the limit; each
+//! trial that fails doubles the while. Invariant: no level above the one that was asked for, one step
+//! at a time, and no clock in here.
 
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kcore_trace::model::{Level, Measured, Step, StepReason};
+use kcore_trace::sampling::Sample;
 use kcore_trace_ebpf::words::Lock;
 use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model::{
     Histogram, MetricFamily, MetricType,
@@ -275,8 +276,15 @@ fn the_level_of_now_is_told_also_when_it_is_off() {
     let (_, plan) = invented::plan("6.12", Level::Contended);
     exporter.step(&step(None), &plan);
     assert_eq!(levels(), [0, 0, 1]);
+    exporter.add(&Sample {
+        level: None,
+        ..invented::sample(0, Measured::default())
+    });
     let samples = scrape(exporter.address());
     assert_eq!(samples.value(r#"kcore_trace_hooks{state="attached"}"#), 0.0);
+    for name in ["measured_seconds_total", "snapshots_total"] {
+        assert_eq!(samples.value(&format!("kcore_trace_{name}")), 0.0, "{name}");
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use statrs::statistics::{Data, OrderStatistics as _};
 
 use super::{peers::Peers, scripts};
 use crate::{command::shown, privilege::Privilege};
@@ -167,15 +168,8 @@ fn seconds_between(line: &str) -> Option<f64> {
 }
 
 /// The median of some numbers.
-pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = *values.get(middle)?;
-    Some(if values.len().is_multiple_of(2) {
-        f64::midpoint(values[middle - 1], upper)
-    } else {
-        upper
-    })
+pub(crate) fn median(values: Vec<f64>) -> Option<f64> {
+    (!values.is_empty()).then(|| Data::new(values).median())
 }
 
 #[cfg(test)]
