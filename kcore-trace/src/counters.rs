@@ -2,11 +2,13 @@
 //!
 //! In: the maps of a loaded object. Out: sums over all CPUs. Counters and what tasks are doing are
 //! mapped into our memory, so that reading them is no system call; a histogram is read for all CPUs
-//! in one. Nothing is ever reset, but for extremes, once.
+//! in one. Nothing is ever reset, but for extremes, once. CPUs beyond the highest that was ever seen
+//! running are passed over: a machine may have room for hundreds that it does not have.
 //!
 //! Invariant: the programs go on counting while this reads; each counter is read whole, and two of
 //! them may be of different moments.
 
+use std::fs;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
@@ -23,6 +25,7 @@ use kcore_trace_ebpf::layout::{
 };
 use kcore_trace_ebpf::words::{Op, cell};
 
+use crate::host::cpu_ids;
 use crate::syscall;
 
 /// What was counted until some moment, on all CPUs.
@@ -32,6 +35,8 @@ pub struct Counters {
     nodes: Mapped<NodeCounters>,
     blame: Mapped<BlameCounters>,
     histograms: Histograms,
+    /// How many CPUs are looked at, from the first on. It never falls, so that no sum does.
+    looked_at: usize,
     /// Which histogram each series has, plus one, as the kernel's side sees it.
     numbers: HistogramOf,
 }
@@ -55,20 +60,41 @@ impl Counters {
         let nodes = Mapped::new(object, "NODE_COUNTERS").context("failed to map those of nodes")?;
         let blame = Mapped::new(object, "BLAME").context("failed to map those of waiters")?;
         let count = cpus.len();
-        Ok(Self {
+        let histograms = Histograms::new(object, count)?;
+        let mut counters = Self {
             cpus,
             tasks,
             nodes,
             blame,
-            histograms: Histograms::new(object, count)?,
+            histograms,
+            looked_at: 0,
             numbers: [0; series::COUNT],
-        })
+        };
+        counters.look_at_running();
+        Ok(counters)
+    }
+
+    /// From here on also looks at CPUs that have come meanwhile.
+    pub fn look_at_running(&mut self) {
+        let online = fs::read_to_string("/sys/devices/system/cpu/online");
+        let ids = online.ok().and_then(|online| cpu_ids(&online));
+        let running = ids.map_or(self.cpus.len(), |ids| ids as usize);
+        self.looked_at = self.looked_at.max(running.min(self.cpus.len()));
+    }
+
+    /// From here on looks at all CPUs that there may be: one may have come and gone unseen.
+    pub fn look_at_all(&mut self) {
+        self.looked_at = self.cpus.len();
+    }
+
+    fn running(&self) -> impl Iterator<Item = *mut CpuCounters> {
+        self.cpus.iter().take(self.looked_at)
     }
 
     /// The sum of a cell. Extremes are those since the beginning.
     pub fn cell(&self, index: usize) -> CellCounters {
         let mut sum = CellCounters::default();
-        for cpu in self.cpus.iter() {
+        for cpu in self.running() {
             // SAFETY: a value of the map, plain integers.
             let cpu = unsafe { read_volatile(&raw const (*cpu).cells[index]) };
             sum.acquisitions += cpu.acquisitions;
@@ -86,7 +112,7 @@ impl Counters {
     /// The sum of an op.
     pub fn op(&self, op: Op) -> OpCounters {
         let mut sum = OpCounters::default();
-        for cpu in self.cpus.iter() {
+        for cpu in self.running() {
             // SAFETY: as above.
             let cpu = unsafe { read_volatile(&raw const (*cpu).ops[op.index()]) };
             sum.count += cpu.count;
@@ -105,7 +131,8 @@ impl Counters {
         let of_cpu = self.node_count() * node::LOCKS.len();
         let index = node::counters(number as u64, lock as u64) as usize;
         let mut sum = NodeCounters::default();
-        for cpu in self.nodes.iter().skip(index).step_by(of_cpu) {
+        let cpus = self.nodes.iter().skip(index).step_by(of_cpu);
+        for cpu in cpus.take(self.looked_at) {
             // SAFETY: a value of the map, plain integers.
             let cpu = unsafe { read_volatile(cpu) };
             sum.acquisitions += cpu.acquisitions;
@@ -118,7 +145,8 @@ impl Counters {
     /// The sum of a waiter and a holder, by [`blame::index`].
     pub fn blame(&self, index: usize) -> BlameCounters {
         let mut sum = BlameCounters::default();
-        for cpu in self.blame.iter().skip(index).step_by(blame::COUNT) {
+        let cpus = self.blame.iter().skip(index).step_by(blame::COUNT);
+        for cpu in cpus.take(self.looked_at) {
             // SAFETY: a value of the map, plain integers.
             let cpu = unsafe { read_volatile(cpu) };
             sum.waits += cpu.waits;
@@ -130,7 +158,7 @@ impl Counters {
     /// The sums of what could not be counted as it should, by reason.
     pub fn misses(&self) -> [u64; miss::COUNT as usize] {
         let mut sums = [0; miss::COUNT as usize];
-        for cpu in self.cpus.iter() {
+        for cpu in self.running() {
             // SAFETY: as above.
             let cpu = unsafe { read_volatile(&raw const (*cpu).misses) };
             for (sum, cpu) in sums.iter_mut().zip(cpu) {
@@ -143,7 +171,7 @@ impl Counters {
     /// Sets all extremes back: nothing can be subtracted from them. A sample that a program is just
     /// writing may be lost with them.
     pub fn forget_extremes(&self) {
-        for cpu in self.cpus.iter() {
+        for cpu in self.running() {
             for index in 0..cell::COUNT {
                 // SAFETY: a value of the map.
                 unsafe {
@@ -208,14 +236,14 @@ impl Counters {
 
     /// Reads something that takes a system call, to learn whether the kernel allows it.
     pub fn try_reading(&mut self) -> Result<()> {
-        self.histograms.sum(0).map(drop)
+        self.histograms.sum(0, self.looked_at).map(drop)
     }
 
     /// The buckets of a series, summed over all CPUs, wrapping; nothing if it has no histogram.
     pub fn buckets(&mut self, series: usize) -> Result<Option<Box<Histogram>>> {
         match self.numbers[series] {
             0 => Ok(None),
-            number => self.histograms.sum(number - 1).map(Some),
+            number => self.histograms.sum(number - 1, self.looked_at).map(Some),
         }
     }
 }
@@ -225,7 +253,7 @@ struct Histograms {
     map: std::os::fd::OwnedFd,
     cpus: usize,
     count: u32,
-    /// One number for all CPUs, as it was read last.
+    /// One number for the CPUs that are looked at, as it was read last.
     read: Vec<Histogram>,
 }
 
@@ -237,7 +265,7 @@ impl Histograms {
             map: map.context("failed to keep the map of histograms")?,
             cpus,
             count: elements / cpus as u32,
-            read: vec![[0; bucket::COUNT]; cpus],
+            read: Vec::new(),
         })
     }
 
@@ -245,8 +273,10 @@ impl Histograms {
         self.count
     }
 
-    fn sum(&mut self, number: u32) -> Result<Box<Histogram>> {
-        self.read(number).context("failed to read a histogram")?;
+    /// Of the first CPUs.
+    fn sum(&mut self, number: u32, cpus: usize) -> Result<Box<Histogram>> {
+        self.read(number, cpus)
+            .context("failed to read a histogram")?;
         let mut sum = Box::new([0u32; bucket::COUNT]);
         for cpu in &self.read {
             for (sum, bucket) in sum.iter_mut().zip(cpu) {
@@ -256,13 +286,14 @@ impl Histograms {
         Ok(sum)
     }
 
-    /// One system call for all CPUs (`BPF_MAP_LOOKUP_BATCH`, for arrays from 5.6 on).
-    fn read(&mut self, number: u32) -> io::Result<()> {
+    /// One system call for the first CPUs (`BPF_MAP_LOOKUP_BATCH`, for arrays from 5.6 on).
+    fn read(&mut self, number: u32, cpus: usize) -> io::Result<()> {
+        self.read.resize(cpus, [0; bucket::COUNT]);
         let mut done = 0;
         // The batch begins behind the index that it is given.
         let mut behind = (number * self.cpus as u32).checked_sub(1);
-        let mut keys = vec![0u32; self.cpus];
-        while done < self.cpus {
+        let mut keys = vec![0u32; cpus];
+        while done < cpus {
             let mut out = 0u32;
             let mut attr = syscall::attributes();
             attr.batch.in_batch = behind
@@ -271,7 +302,7 @@ impl Histograms {
             attr.batch.out_batch = &raw mut out as u64;
             attr.batch.keys = keys.as_mut_ptr() as u64;
             attr.batch.values = self.read[done..].as_mut_ptr() as u64;
-            attr.batch.count = (self.cpus - done) as u32;
+            attr.batch.count = (cpus - done) as u32;
             attr.batch.map_fd = self.map.as_raw_fd() as u32;
             // SAFETY: keys and values have room for as many as are asked for.
             let result = unsafe { syscall::bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
@@ -281,7 +312,7 @@ impl Histograms {
             behind = Some(out);
             match result {
                 // The end of the map.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done == self.cpus => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done == cpus => {}
                 Err(error) => return Err(error),
                 Ok(_) if read == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}

@@ -152,6 +152,12 @@ fn count_in_list(list: &str) -> Option<u32> {
     })
 }
 
+/// One more than the highest id of a list of CPUs such as `0-3,8-11`: what an array by id has room for.
+pub(crate) fn cpu_ids(list: &str) -> Option<u32> {
+    let highest = list.trim().rsplit([',', '-']).next()?;
+    Some(highest.parse::<u32>().ok()? + 1)
+}
+
 /// `MemTotal` of `/proc/meminfo` in bytes, rounded to a MiB.
 fn memory_bytes(meminfo: &str) -> Option<u64> {
     let kib: u64 = field(meminfo, "MemTotal")?
@@ -325,6 +331,14 @@ mod tests {
     use super::*;
 
     const CPUINFO: &str = "processor\t: 0\nmodel name\t: Example(R) CPU   @ 2.80GHz\nflags\t\t: fpu hypervisor lm\n\nprocessor\t: 1\nmodel name\t: Other\n";
+
+    #[test]
+    fn an_array_by_cpu_has_room_for_the_highest_id_also_where_ids_have_gaps() {
+        assert_eq!(cpu_ids("0-3,8-11\n"), Some(12));
+        assert_eq!(cpu_ids("0,64\n"), Some(65));
+        assert_eq!(cpu_ids("0\n"), Some(1));
+        assert_eq!(cpu_ids(""), None);
+    }
 
     #[test]
     fn the_first_cpu_names_the_model_with_single_spaces() {

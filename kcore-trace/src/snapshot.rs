@@ -74,7 +74,7 @@ impl Snapshots {
     /// subtracted; extremes, which nothing can be subtracted from, are set back, once.
     pub fn begin(&mut self, session: &mut Session) -> Result<()> {
         self.counters.forget_extremes();
-        self.take_all(session)?;
+        self.read(session, true)?;
         Ok(())
     }
 
@@ -94,12 +94,16 @@ impl Snapshots {
         self.read(session, self.taken.is_multiple_of(FULL_EVERY))
     }
 
-    /// The same, with every cell looked at: for the first and the last.
+    /// The same, with every cell looked at, of all CPUs that there may be: for the last.
     pub fn take_all(&mut self, session: &mut Session) -> Result<Measured> {
+        self.counters.look_at_all();
         self.read(session, true)
     }
 
     fn read(&mut self, session: &mut Session, every_cell: bool) -> Result<Measured> {
+        if every_cell {
+            self.counters.look_at_running();
+        }
         let cells = self.read_cells(every_cell)?;
         let ops = self.read_ops(session)?;
         let nodes = self.read_nodes();
