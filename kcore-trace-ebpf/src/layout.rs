@@ -173,6 +173,103 @@ pub mod blame {
     }
 }
 
+/// What happened inside the holds of a cell, and in its waits, on all CPUs; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct InsideCounters {
+    /// Page faults served while the lock was held.
+    pub faults: u64,
+    pub fault_ns: u64,
+    /// Times that the holder left its CPU.
+    pub switches: u64,
+    /// Those in which it was preempted.
+    pub preemptions: u64,
+    pub off_cpu_ns: u64,
+    /// Waits that ended with the lock in which the waiter left its CPU.
+    pub sleeps: u64,
+    pub sleep_ns: u64,
+}
+
+const _: () = assert!(size_of::<InsideCounters>() == 56);
+
+/// Reads of /proc/kcore into one kind of destination, on all CPUs; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CopyCounters {
+    pub reads: u64,
+    /// Bytes that reads returned.
+    pub bytes: u64,
+    /// Calls of `vread_iter` or `vread`.
+    pub passes: u64,
+    /// Bytes that they copied.
+    pub pass_bytes: u64,
+    /// Passes of `vread_iter` that copied less than they were asked for.
+    pub short_passes: u64,
+    /// Calls of `fault_in_safe_writeable`.
+    pub fault_ins: u64,
+    /// Page faults served in reads, wherever.
+    pub faults: u64,
+    pub fault_ns: u64,
+}
+
+const _: () = assert!(size_of::<CopyCounters>() == 64);
+
+/// Readers that can be told apart at a time, in sets of [`READER_WAYS`]; behind them a row for each
+/// [`crate::words::Source`] counts those that found no room.
+pub const READERS: u32 = 512;
+/// Rows of one hash value.
+pub const READER_WAYS: u32 = 4;
+
+/// What one process reads of one file; cumulative, on all CPUs.
+///
+/// A row that userspace has read whole since it was last touched may go to another reader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ReaderRow {
+    /// [`reader::owner`]; zero when the row is free.
+    pub owner: u64,
+    /// How many owners it has had.
+    pub generation: u64,
+    /// `task_struct.comm` when the row was taken.
+    pub comm: [u64; 2],
+    /// Id of the cgroup (v2) then; zero where the kernel has none.
+    pub cgroup: u64,
+    pub touched_ns: u64,
+    /// The `touched_ns` up to which userspace has read the row, which writes this.
+    pub seen_ns: u64,
+    pub reads: u64,
+    pub bytes: u64,
+    pub read_ns: u64,
+    /// Waits of the reader for vmap locks that ended with the lock.
+    pub waits: u64,
+    pub wait_ns: u64,
+    /// Holds of vmap locks; `kclist_lock`, which is held for a whole read, is none.
+    pub holds: u64,
+    pub hold_ns: u64,
+    /// Waits of anyone for a lock that the reader held.
+    pub inflicted: u64,
+    pub inflicted_ns: u64,
+}
+
+const _: () = assert!(size_of::<ReaderRow>() == 128);
+
+/// Who reads what, in one word.
+pub mod reader {
+    use crate::words::Source;
+
+    /// Neither a free row nor that of readers without a row of their own.
+    #[inline(always)]
+    pub const fn owner(process: u32, source: Source) -> u64 {
+        (process as u64) << 8 | (source as u64 + 1)
+    }
+
+    /// Process and file.
+    pub fn words(owner: u64) -> Option<(u32, Source)> {
+        let source = Source::from_index((owner as u8 as usize).checked_sub(1)?)?;
+        Some(((owner >> 8) as u32, source))
+    }
+}
+
 /// The counters of one CPU; cumulative.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -212,9 +309,13 @@ pub struct Held {
     pub state: u32,
     /// Who held the lock when the wait began: a [`blame::purpose`], or [`blame::UNKNOWN`] while it
     /// was changing hands.
-    pub holder: u32,
-    /// Keeps the size a multiple of eight.
-    pub reserved: u32,
+    pub holder: u16,
+    /// The row of that holder among readers, plus one; zero if it was none.
+    pub holding_reader: u16,
+    /// The row of the task itself, plus one; zero if it reads nothing.
+    pub reader: u32,
+    /// Nanoseconds of the wait that the task was off its CPU.
+    pub slept_ns: u64,
 }
 
 /// An op that a task is in.
@@ -227,6 +328,27 @@ pub struct OpFrame {
     pub op: u32,
     /// Which of the op's functions was entered.
     pub function: u32,
+}
+
+/// A read of a [`Source`] that a task is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ReadFrame {
+    /// Stack address of its entry; zero when there is no read.
+    pub frame: u64,
+    pub since_ns: u64,
+    /// [`reader::owner`].
+    pub owner: u64,
+    /// The `seq_file` that is filled; zero if none is.
+    pub seq_file: u64,
+    /// When the page fault began that the task is in; zero if it is in none.
+    pub fault_since_ns: u64,
+    /// How many bytes the pass was asked for, where only its entry tells.
+    pub wanted: u64,
+    /// The row among readers.
+    pub row: u32,
+    /// [`crate::words::Destination`].
+    pub destination: u32,
 }
 
 /// What is known of one task while it is in an op or near a lock.
@@ -245,10 +367,15 @@ pub struct Slot {
     pub in_use: u64,
     /// The task's op, and that of an interrupt on top of it.
     pub ops: [OpFrame; 2],
+    pub read: ReadFrame,
+    /// When the task left its CPU with locks held or waited for; zero if it did not.
+    pub off_since_ns: u64,
+    /// Whether it was preempted then.
+    pub preempted: u64,
     pub held: [Held; HELD],
 }
 
-const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + HELD * 32);
+const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + 56 + 16 + HELD * 40);
 
 /// The text range of a function that takes a lock or is on the way to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -350,6 +477,20 @@ pub mod block {
     pub const COUNT: usize = 2;
 }
 
+/// Constants set before loading: an index into the `READS` constant, about what reads are told by.
+pub mod read {
+    /// Offset of `iov_iter.iter_type` plus one; zero where it is not known.
+    pub const TYPE_OFFSET: usize = 0;
+    /// Offset of `seq_file.count` plus one; zero where it is not known.
+    pub const COUNT_OFFSET: usize = 1;
+    /// Whether programs can ask for the cgroup.
+    pub const CGROUPS: usize = 2;
+    /// Where the values of `enum iter_type` begin, each plus one, by
+    /// [`crate::words::Destination`]; zero for one that this kernel does not have.
+    pub const TYPES: usize = 3;
+    pub const COUNT: usize = TYPES + crate::words::Destination::COUNT;
+}
+
 /// Constants set before loading: an index into the `TEXT` constant.
 pub mod text {
     /// Core kernel text.
@@ -407,7 +548,9 @@ pub mod flag {
     pub const AT_ENTRY: usize = 1;
     /// Releases of spinlocks are seen, so that their holders are remembered.
     pub const SPIN_RELEASES: usize = 2;
-    pub const COUNT: usize = 3;
+    /// It is seen what happens inside holds, and who reads.
+    pub const INSIDE: usize = 3;
+    pub const COUNT: usize = 4;
 }
 
 /// Bytes at the head of a function within which the call to its tracer returns.
@@ -427,7 +570,9 @@ pub mod miss {
     pub const UNKNOWN_SITE: u32 = 4;
     /// An op whose end was not seen: another began at the same place of the stack or above.
     pub const UNFINISHED_OP: u32 = 5;
-    pub const COUNT: u32 = 6;
+    /// No row for a reader: it is counted with others.
+    pub const NO_READER: u32 = 6;
+    pub const COUNT: u32 = 7;
 }
 
 /// Role of a lock in a node by its offset in `struct vmap_node`.

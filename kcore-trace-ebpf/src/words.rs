@@ -120,6 +120,33 @@ words! {
     }
 }
 
+words! {
+    /// A file through which vmalloc memory, or what there is of it, is read.
+    Source {
+        Kcore = "kcore",
+        Vmallocinfo = "vmallocinfo",
+    }
+}
+
+words! {
+    /// Where a read of /proc/kcore copies to: the type of its iterator (`enum iter_type`,
+    /// `include/linux/uio.h`).
+    Destination {
+        /// None of the others, or not to be told.
+        Other = "other",
+        /// One buffer of user memory: `read`.
+        Ubuf = "ubuf",
+        /// Several: `readv`.
+        Iovec = "iovec",
+        /// Kernel memory.
+        Kvec = "kvec",
+        /// Pages: `splice` and `sendfile`, from 6.5 on.
+        Bvec = "bvec",
+        /// A pipe: `splice` and `sendfile`, up to 6.4.
+        Pipe = "pipe",
+    }
+}
+
 /// What an op does with a lock that is taken in it, where that does not depend on the site: bits by
 /// number of the op (`mm/vmalloc.c`, 5.10 to 7.3).
 pub mod intents {

@@ -38,7 +38,7 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// From this duration on a recording is a long one.
 const LONG: Duration = Duration::from_secs(600);
-/// What a long recording may take of the time of all CPUs unless told otherwise.
+/// What a long recording, or an exporter, may take of the time of all CPUs unless told otherwise.
 const LONG_MAY_COST: f64 = 0.03;
 
 /// Who waits for and who holds the locks of vmalloc
@@ -62,7 +62,8 @@ enum Command {
     /// Measure for as long as it runs, and show the numbers to Prometheus
     ///
     /// /metrics has them as text, OpenMetrics, or protobuf with native histograms; /healthz and
-    /// /readyz are for supervisors. Once it measures, it gives up its capabilities.
+    /// /readyz are for supervisors. Once it measures, it gives up the capabilities that it needs no
+    /// more: all of them where it may cost whatever it does (--max-overhead off).
     Serve(ServeArgs),
     /// Show what was measured; needs no root
     Report(ReportArgs),
@@ -80,9 +81,8 @@ struct PlanArgs {
     /// How much to measure
     #[arg(long, value_enum, default_value_t)]
     level: Level,
-    /// Take this way of attaching instead of the best one
-    #[arg(long, value_enum)]
-    hooks: Option<Hooks>,
+    #[command(flatten)]
+    hooks: HookArgs,
     /// Plan for the kernel of this facts file instead of the running one
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
@@ -91,6 +91,28 @@ struct PlanArgs {
     save_facts: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t)]
     format: PlanFormat,
+}
+
+/// What is hooked beyond the level, and how.
+#[derive(Args)]
+struct HookArgs {
+    /// Take this way of attaching instead of the best one
+    #[arg(long, value_enum)]
+    hooks: Option<Hooks>,
+    /// Leave out what level full has beside locks and operations: page faults and time off the CPU
+    /// inside holds, and who reads /proc/kcore and /proc/vmallocinfo
+    #[arg(long)]
+    no_inside: bool,
+}
+
+impl HookArgs {
+    fn request(&self, level: Level) -> Request {
+        Request {
+            level,
+            hooks: self.hooks,
+            without_inside: self.no_inside,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default, clap::ValueEnum)]
@@ -114,9 +136,8 @@ struct RecordArgs {
     /// How much to measure
     #[arg(long, value_enum, default_value_t)]
     level: Level,
-    /// Take this way of attaching instead of the best one
-    #[arg(long, value_enum)]
-    hooks: Option<Hooks>,
+    #[command(flatten)]
+    hooks: HookArgs,
     /// What measuring may take of the time of all CPUs, such as 1%, or `off`: above that the level
     /// is reduced, to contended and then to nothing, and tried again later [default: 3% without a
     /// command and for longer than 10 minutes, else off]
@@ -144,13 +165,13 @@ struct ServeArgs {
     /// How much to measure
     #[arg(long, value_enum, default_value_t = Level::Contended)]
     level: Level,
-    /// Take this way of attaching instead of the best one
-    #[arg(long, value_enum)]
-    hooks: Option<Hooks>,
-    /// What measuring may take of the time of all CPUs, such as 1%: above that the level is reduced,
-    /// to contended and then to nothing, and tried again later. The capabilities are kept for that
-    #[arg(long, value_name = "SHARE", value_parser = limit, default_value = "off")]
-    max_overhead: MayCost,
+    #[command(flatten)]
+    hooks: HookArgs,
+    /// What measuring may take of the time of all CPUs, such as 1%, or `off`: above that the level is
+    /// reduced, to contended and then to nothing, and tried again later. The capabilities are kept
+    /// for that [default: 3% with CAP_SYS_ADMIN, without which it cannot be watched, else off]
+    #[arg(long, value_name = "SHARE", value_parser = limit)]
+    max_overhead: Option<MayCost>,
     /// Have the kernel keep the run time of BPF programs, of all of them, which costs each run some
     /// ten nanoseconds; needs CAP_SYS_ADMIN
     #[arg(long)]
@@ -162,7 +183,7 @@ struct ReportArgs {
     /// The recording to read
     #[arg(value_name = "FILE", default_value = DEFAULT_RECORDING)]
     file: PathBuf,
-    /// What the locks are divided by; JSON has both
+    /// What the locks are divided by; JSON has all of it
     #[arg(long, value_enum, default_value_t)]
     by: report::By,
     #[arg(long, value_enum, default_value_t)]
@@ -299,13 +320,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
                 .with_context(|| format!("failed to write facts to `{}`", path.display())),
         };
     }
-    let plan = Plan::choose(
-        &facts,
-        &Request {
-            level: args.level,
-            hooks: args.hooks,
-        },
-    )?;
+    let plan = Plan::choose(&facts, &args.hooks.request(args.level))?;
     match args.format {
         PlanFormat::Text => plan.write_text(&facts, &mut out)?,
         PlanFormat::Json => writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?,
@@ -318,23 +333,28 @@ fn record(args: &RecordArgs) -> Result<()> {
         output: args.output.clone(),
         duration: args.duration,
         measuring: Measuring {
-            request: Request {
-                level: args.level,
-                hooks: args.hooks,
-            },
+            request: args.hooks.request(args.level),
             interval: args.interval,
             limit: match args.max_overhead {
-                Some(may_cost) => may_cost.limit(),
-                None => is_long(args).then_some(Limit {
-                    share: LONG_MAY_COST,
-                    required: false,
-                }),
+                None if !is_long(args) => None,
+                max_overhead => limit_or_watched(max_overhead),
             },
         },
         force: args.force,
         command: args.command.clone(),
         listen: args.listen,
     })
+}
+
+/// The limit that was asked for, or that of what goes on for long, if it can be watched.
+fn limit_or_watched(max_overhead: Option<MayCost>) -> Option<Limit> {
+    match max_overhead {
+        Some(may_cost) => may_cost.limit(),
+        None => Some(Limit {
+            share: LONG_MAY_COST,
+            required: false,
+        }),
+    }
 }
 
 fn is_long(args: &RecordArgs) -> bool {
@@ -345,12 +365,9 @@ fn serve(args: &ServeArgs) -> Result<()> {
     serve::run(ServeOptions {
         listen: args.listen,
         measuring: Measuring {
-            request: Request {
-                level: args.level,
-                hooks: args.hooks,
-            },
+            request: args.hooks.request(args.level),
             interval: args.interval,
-            limit: args.max_overhead.limit(),
+            limit: limit_or_watched(args.max_overhead),
         },
         program_statistics: args.program_statistics,
     })

@@ -20,10 +20,10 @@ use aya::maps::{Array, Map};
 use aya_obj::generated::bpf_cmd;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
-    BlameCounters, CellCounters, CpuCounters, Durations, Histogram, HistogramOf, NodeCounters,
-    OpCounters, Slot, blame, miss, node, series, state,
+    BlameCounters, CellCounters, CopyCounters, CpuCounters, Durations, Histogram, HistogramOf,
+    InsideCounters, NodeCounters, OpCounters, ReaderRow, Slot, blame, miss, node, series, state,
 };
-use kcore_trace_ebpf::words::{Op, cell};
+use kcore_trace_ebpf::words::{Destination, Op, cell};
 
 use crate::host::cpu_ids;
 use crate::syscall;
@@ -34,6 +34,9 @@ pub struct Counters {
     tasks: Mapped<Slot>,
     nodes: Mapped<NodeCounters>,
     blame: Mapped<BlameCounters>,
+    inside: Mapped<InsideCounters>,
+    copies: Mapped<CopyCounters>,
+    readers: Mapped<ReaderRow>,
     histograms: Histograms,
     /// How many CPUs are looked at, from the first on. It never falls, so that no sum does.
     looked_at: usize,
@@ -55,17 +58,17 @@ unsafe impl aya::Pod for Numbers {}
 impl Counters {
     /// Those of an object, which has to outlive them.
     pub fn new(object: &Ebpf) -> Result<Self> {
-        let cpus = Mapped::new(object, "COUNTERS").context("failed to map the counters")?;
-        let tasks = Mapped::new(object, "TASKS").context("failed to map what tasks are doing")?;
-        let nodes = Mapped::new(object, "NODE_COUNTERS").context("failed to map those of nodes")?;
-        let blame = Mapped::new(object, "BLAME").context("failed to map those of waiters")?;
+        let cpus = Mapped::new(object, "COUNTERS")?;
         let count = cpus.len();
         let histograms = Histograms::new(object, count)?;
         let mut counters = Self {
             cpus,
-            tasks,
-            nodes,
-            blame,
+            tasks: Mapped::new(object, "TASKS")?,
+            nodes: Mapped::new(object, "NODE_COUNTERS")?,
+            blame: Mapped::new(object, "BLAME")?,
+            inside: Mapped::new(object, "INSIDE")?,
+            copies: Mapped::new(object, "COPIES")?,
+            readers: Mapped::new(object, "READERS")?,
             histograms,
             looked_at: 0,
             numbers: [0; series::COUNT],
@@ -153,6 +156,56 @@ impl Counters {
             sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(cpu.wait_sum_ns);
         }
         sum
+    }
+
+    /// What happened inside the holds of each cell; nothing where it is not looked at.
+    pub fn inside(&self) -> impl Iterator<Item = (usize, InsideCounters)> {
+        self.inside
+            .values()
+            .take(self.inside_len(cell::COUNT))
+            .enumerate()
+    }
+
+    /// Reads by destination; nothing where they are not looked at.
+    pub fn copies(&self) -> impl Iterator<Item = (usize, CopyCounters)> {
+        self.copies
+            .values()
+            .take(self.inside_len(Destination::COUNT))
+            .enumerate()
+    }
+
+    /// How many rows of readers there are.
+    pub fn reader_count(&self) -> usize {
+        self.inside_len(self.readers.len())
+    }
+
+    fn inside_len(&self, len: usize) -> usize {
+        // Where nothing is looked at, each of these maps has one value.
+        if self.inside.len() > 1 { len } else { 0 }
+    }
+
+    /// A row of readers; nothing if it is going to another owner at this moment.
+    pub fn reader(&self, index: usize) -> Option<ReaderRow> {
+        let row = self.readers.at(index)?;
+        // SAFETY: a value of the map, plain integers.
+        unsafe {
+            let touched_ns = read_volatile(&raw const (*row).touched_ns);
+            let values = read_volatile(row);
+            let same = read_volatile(&raw const (*row).generation) == values.generation
+                && read_volatile(&raw const (*row).owner) == values.owner;
+            same.then_some(ReaderRow {
+                touched_ns,
+                ..values
+            })
+        }
+    }
+
+    /// Says that everything of a row was read that was counted until it was touched then.
+    pub fn reader_seen(&self, index: usize, touched_ns: u64) {
+        if let Some(row) = self.readers.at(index) {
+            // SAFETY: a value of the map, of which only this side writes that word.
+            unsafe { write_volatile(&raw mut (*row).seen_ns, touched_ns) };
+        }
     }
 
     /// The sums of what could not be counted as it should, by reason.
@@ -337,6 +390,12 @@ unsafe impl Plain for Slot {}
 unsafe impl Plain for NodeCounters {}
 // SAFETY: integers only.
 unsafe impl Plain for BlameCounters {}
+// SAFETY: integers only.
+unsafe impl Plain for InsideCounters {}
+// SAFETY: integers only.
+unsafe impl Plain for CopyCounters {}
+// SAFETY: integers only.
+unsafe impl Plain for ReaderRow {}
 
 /// An array of the kernel in our own memory.
 struct Mapped<T> {
@@ -347,6 +406,10 @@ struct Mapped<T> {
 
 impl<T: Plain> Mapped<T> {
     fn new(object: &Ebpf, name: &str) -> Result<Self> {
+        Self::of(object, name).with_context(|| format!("failed to map `{name}`"))
+    }
+
+    fn of(object: &Ebpf, name: &str) -> Result<Self> {
         let (fd, elements) = array(object, name)?;
         let len = elements as usize;
         // SAFETY: a new mapping; the kernel checks its length against that of the map.
@@ -373,6 +436,17 @@ impl<T: Plain> Mapped<T> {
 
     fn len(&self) -> usize {
         self.len
+    }
+
+    fn at(&self, index: usize) -> Option<*mut T> {
+        // SAFETY: inside the mapping.
+        (index < self.len).then(|| unsafe { self.first.as_ptr().add(index) })
+    }
+
+    /// The values as they are at this moment.
+    fn values(&self) -> impl Iterator<Item = T> {
+        // SAFETY: values of the map, plain integers.
+        self.iter().map(|value| unsafe { read_volatile(value) })
     }
 
     /// Pointers to the values, which the kernel goes on writing.

@@ -14,7 +14,7 @@
 //! * [`kernel`] gathers facts: what this kernel is and has; [`probes`] are the tables it looks for.
 //! * [`plan`] chooses, from facts alone, what is attached and says what is missing.
 //! * [`loader`] attaches the plan; [`counters`] are what the programs count, and [`snapshot`] reads
-//!   them as differences.
+//!   them as differences; `cgroups` has the names of control groups.
 //! * [`sampling`] drives both, one interval after another; [`record`] writes them to a
 //!   [`recording`], [`exporter`] sums them up for Prometheus.
 //! * [`report`] reads a recording and shows it; [`compare`] sets two against each other.
@@ -27,6 +27,7 @@
 //! [`model`] on works on plain data, without root, on any machine.
 
 pub mod blame;
+mod cgroups;
 pub mod cli;
 pub mod compare;
 pub mod counters;

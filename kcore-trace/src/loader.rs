@@ -17,10 +17,10 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
 use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::layout::{
-    HISTOGRAMS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, blame, block, flag, node,
-    text,
+    HISTOGRAMS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, blame, block,
+    flag, node, read, text,
 };
-use kcore_trace_ebpf::words::{Kind, Lock};
+use kcore_trace_ebpf::words::{Destination, Kind, Lock, Op, Source, cell};
 use log::Log;
 use thiserror::Error;
 
@@ -30,7 +30,7 @@ use crate::host;
 use crate::kernel::{Addresses, Facts};
 use crate::model::{Level, Missing};
 use crate::plan::{FoundBy, Hooks, Plan, PlannedHook};
-use crate::probes::{Attach, program};
+use crate::probes::{Attach, CGROUP_HELPER, program};
 use crate::syscall;
 
 /// The object that holds all programs.
@@ -236,9 +236,10 @@ impl Session {
             .rsplit_once('_')
             .map_or("", |(stem, _)| stem)
             .to_owned();
+        let is_op_hook = Op::from_name(&hook.purpose).is_some();
         let instead = match hook.attach {
-            Attach::Fentry if !is_lock_hook => Some(Attach::Kprobe),
-            Attach::Fexit if !is_lock_hook => Some(Attach::Kretprobe),
+            Attach::Fentry if is_op_hook => Some(Attach::Kprobe),
+            Attach::Fexit if is_op_hook => Some(Attach::Kretprobe),
             _ => None,
         };
         log::debug!("{} on {}: {error:#}", hook.attach.name(), hook.target);
@@ -370,6 +371,8 @@ fn load_object(
         true => cpus * blame::COUNT as u32,
         false => 1,
     };
+    let sees_inside = constants.flags[flag::INSIDE] != 0;
+    let inside = |entries| if sees_inside { entries } else { 1 };
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
@@ -382,6 +385,7 @@ fn load_object(
         .override_global("TEXT", &constants.text, true)
         .override_global("ACQUIRE", &addresses.acquire, true)
         .override_global("FLAGS", &constants.flags, true)
+        .override_global("READS", &constants.reads, true)
         .override_global("SLOT_MASK", &mask, true)
         .override_global("CPUS", &constants.cpus, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
@@ -390,6 +394,9 @@ fn load_object(
         .map_max_entries("NODE_COUNTERS", node_counters)
         .map_max_entries("BLAME", blame_counters)
         .map_max_entries("HISTS", cpus * HISTOGRAMS)
+        .map_max_entries("INSIDE", inside(cell::COUNT as u32))
+        .map_max_entries("COPIES", inside(Destination::COUNT as u32))
+        .map_max_entries("READERS", inside(READERS + Source::COUNT as u32))
         .load(OBJECT)
         .context("failed to create the maps")
 }
@@ -409,6 +416,7 @@ struct Constants {
     blocks: [u64; block::COUNT],
     text: [u64; text::COUNT],
     flags: [u64; flag::COUNT],
+    reads: [u64; read::COUNT],
     cpus: u64,
 }
 
@@ -422,6 +430,7 @@ impl Constants {
         constants.set_nodes(plan, facts, addresses);
         constants.set_blocks(plan, facts);
         constants.set_text(addresses);
+        constants.set_reads(facts);
         let full = plan.level == Level::Full && plan.hooks != Hooks::Tracepoint;
         let spinlocks = |held: bool| {
             plan.locks
@@ -431,6 +440,7 @@ impl Constants {
         constants.flags[flag::EVERY_ACQUISITION] = full.into();
         constants.flags[flag::AT_ENTRY] = (full && plan.hooks == Hooks::Kprobe).into();
         constants.flags[flag::SPIN_RELEASES] = (full && spinlocks(true)).into();
+        constants.flags[flag::INSIDE] = plan.sees_inside().into();
         constants
     }
 
@@ -489,6 +499,18 @@ impl Constants {
             _ => block::SPINLOCK,
         };
         self.blocks[block::FREE_DISTANCE] = layout.free.wrapping_sub(layout.lock);
+    }
+
+    fn set_reads(&mut self, facts: &Facts) {
+        let known = |number: Option<u64>| number.map_or(0, |number| number + 1);
+        let layout = &facts.reads;
+        self.reads[read::TYPE_OFFSET] = known(layout.iter_type);
+        self.reads[read::COUNT_OFFSET] = known(layout.seq_count);
+        self.reads[read::CGROUPS] = facts.function(CGROUP_HELPER).symbols as u64;
+        for destination in Destination::ALL {
+            let value = layout.iter_types.get(destination.name());
+            self.reads[read::TYPES + destination.index()] = known(value.map(|&value| value.into()));
+        }
     }
 
     fn set_text(&mut self, addresses: &Addresses) {
@@ -590,12 +612,19 @@ mod tests {
         let locks = locks.flat_map(|function| named(function.stem, of_part(function.part)));
         let points = probes::TRACEPOINTS.iter();
         let points = points.flat_map(|(_, stem)| named(stem, &[Attach::Tracepoint]));
-        let sequence = ["seqstart_kp".to_owned(), "seqstop_kr".to_owned()];
+        let sequence = ["seqstart_kp", "seqstop_kr", "vstart_kp", "vstop_kr"].map(String::from);
+        let inside = probes::INSIDE.iter().flat_map(|function| {
+            let (by_trampoline, by_probe) = function.ends.attaches();
+            named(function.stem, &[by_trampoline, by_probe].concat())
+        });
+        let switch = [program(probes::SWITCH.1, Attach::Tracepoint)];
         let tables: BTreeSet<String> = ops
             .chain(scopes)
             .chain(locks)
             .chain(points)
             .chain(sequence)
+            .chain(inside)
+            .chain(switch)
             .collect();
         let object = aya_obj::Object::parse(OBJECT).unwrap();
         let object: BTreeSet<String> = object.programs.keys().cloned().collect();

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
+use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::Distribution;
@@ -92,6 +92,85 @@ pub struct Blame {
     pub wait_sum_ns: u64,
 }
 
+/// What happened inside the holds of a cell, and in its waits. A fault or a time off the CPU inside
+/// two holds is in both, and a fault may have time off the CPU in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Inside {
+    /// Page faults that were served while the task held the lock.
+    pub faults: u64,
+    pub fault_ns: u64,
+    /// Times that the holder left its CPU.
+    pub switches: u64,
+    /// Those in which it was preempted; in the others it went to sleep.
+    pub preemptions: u64,
+    pub off_cpu_ns: u64,
+    /// Waits that ended with the lock in which the waiter went to sleep; in the others it spun.
+    pub sleeps: u64,
+    /// Nanoseconds of waits that waiters were off their CPU.
+    pub sleep_ns: u64,
+}
+
+/// How reads of /proc/kcore copied to one kind of destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Copies {
+    /// Reads that ended.
+    pub reads: u64,
+    /// Bytes that they returned.
+    pub bytes: u64,
+    /// Passes over vmalloc memory: calls of the function that copies out of it.
+    pub passes: u64,
+    pub pass_bytes: u64,
+    /// Passes of `vread_iter` that copied less than they were asked for, so that the rest was tried
+    /// again.
+    pub short_passes: u64,
+    /// Buffers that were faulted in between two passes.
+    pub fault_ins: u64,
+    /// Page faults that were served in the reads, also while no vmap lock was held.
+    pub faults: u64,
+    pub fault_ns: u64,
+}
+
+/// Who reads what.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReaderKey {
+    #[serde(with = "crate::words")]
+    pub file: Source,
+    /// Nothing for all that could not be told apart.
+    pub process: Option<Process>,
+}
+
+/// A process, as it was when it was first seen to read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    pub comm: String,
+    /// The path below the mount point of cgroup2; nothing if the cgroup is gone, or if there is no
+    /// such mount.
+    pub cgroup: Option<String>,
+}
+
+/// What a process read of a file, what it waited for and held meanwhile, and what others waited for
+/// it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reader {
+    /// Reads that ended.
+    pub reads: u64,
+    pub bytes: u64,
+    pub read_ns: u64,
+    /// Contended acquisitions in reads.
+    pub waits: u64,
+    pub wait_ns: u64,
+    /// Holds of vmap locks in reads.
+    pub holds: u64,
+    pub hold_ns: u64,
+    /// Waits of anyone for a lock that the reader held when they began, or held last.
+    pub inflicted_waits: u64,
+    pub inflicted_ns: u64,
+}
+
 /// The nodes of one lock that every node has, each at its number: all columns are as long as there
 /// are nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +194,8 @@ pub struct Loss {
     pub recursion_misses: u64,
     /// Samples whose count and sum were kept but that found no histogram or no task slot free.
     pub map_full: u64,
+    /// Reads of processes that could not be told apart from others, for want of room.
+    pub unnamed_reads: u64,
     /// Releases of a lock whose acquisition was not seen after measuring began.
     pub unmatched_releases: u64,
     /// Acquisitions whose release was not seen: the same task took the lock again.
@@ -150,8 +231,28 @@ pub struct Measured {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub blame: BTreeMap<BlameKey, Blame>,
+    /// What happened inside holds and waits; only cells of which there is something.
+    #[serde(
+        with = "crate::words::pairs",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub inside: BTreeMap<CellKey, Inside>,
+    #[serde(
+        with = "crate::words::copies_map",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub copies: BTreeMap<Destination, Copies>,
+    /// At most [`READERS`] by name.
+    #[serde(
+        with = "crate::words::pairs",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub readers: BTreeMap<ReaderKey, Reader>,
     pub loss: Loss,
 }
+
+/// Readers that a sum tells apart; later ones are put together.
+pub const READERS: usize = 1000;
 
 impl Measured {
     /// Adds what was measured later.
@@ -163,6 +264,9 @@ impl Measured {
             ops,
             nodes,
             blame,
+            inside,
+            copies,
+            readers,
             loss,
         } = later;
         for (key, cell) in cells {
@@ -177,7 +281,29 @@ impl Measured {
         for (key, blame) in blame {
             self.blame.entry(*key).or_default().add(blame);
         }
+        for (key, inside) in inside {
+            self.inside.entry(*key).or_default().add(inside);
+        }
+        for (key, copies) in copies {
+            self.copies.entry(*key).or_default().add(copies);
+        }
+        for (key, reader) in readers {
+            self.add_reader(key, reader);
+        }
         self.loss.add(loss);
+    }
+
+    fn add_reader(&mut self, key: &ReaderKey, reader: &Reader) {
+        let known = self.readers.len() < READERS || self.readers.contains_key(key);
+        let key = if known {
+            key.clone()
+        } else {
+            ReaderKey {
+                file: key.file,
+                process: None,
+            }
+        };
+        self.readers.entry(key).or_default().add(reader);
     }
 
     /// The shortest hold of any lock, which bounds what the tool adds to a hold: that is in every
@@ -195,6 +321,9 @@ impl Measured {
             ops,
             nodes,
             blame,
+            inside,
+            copies,
+            readers,
             loss,
         } = earlier;
         for (key, before) in cells {
@@ -212,6 +341,18 @@ impl Measured {
         for (key, before) in blame {
             let blame = rest.blame.get_mut(key)?;
             *blame = blame.since(before)?;
+        }
+        for (key, before) in inside {
+            let inside = rest.inside.get_mut(key)?;
+            *inside = inside.since(before)?;
+        }
+        for (key, before) in copies {
+            let copies = rest.copies.get_mut(key)?;
+            *copies = copies.since(before)?;
+        }
+        for (key, before) in readers {
+            let reader = rest.readers.get_mut(key)?;
+            *reader = reader.since(before)?;
         }
         rest.loss = rest.loss.since(loss)?;
         Some(rest)
@@ -280,19 +421,33 @@ impl OpCell {
     }
 }
 
-impl Blame {
-    pub(crate) fn add(&mut self, later: &Self) {
-        let Self { waits, wait_sum_ns } = later;
-        self.waits += waits;
-        self.wait_sum_ns += wait_sum_ns;
-    }
+/// Structs that are sums: adding what was measured later, and taking away what was measured before.
+macro_rules! sums {
+    ($($name:ident { $($field:ident),+ $(,)? })+) => {$(
+        impl $name {
+            pub(crate) fn add(&mut self, later: &Self) {
+                let Self { $($field),+ } = later;
+                $(self.$field += $field;)+
+            }
 
-    fn since(&self, earlier: &Self) -> Option<Self> {
-        let Self { waits, wait_sum_ns } = earlier;
-        Some(Self {
-            waits: self.waits.checked_sub(*waits)?,
-            wait_sum_ns: self.wait_sum_ns.checked_sub(*wait_sum_ns)?,
-        })
+            pub(crate) fn since(&self, earlier: &Self) -> Option<Self> {
+                let Self { $($field),+ } = earlier;
+                Some(Self { $($field: self.$field.checked_sub(*$field)?),+ })
+            }
+        }
+    )+};
+}
+
+sums! {
+    Blame { waits, wait_sum_ns }
+    Inside {
+        faults, fault_ns, switches, preemptions, off_cpu_ns, sleeps, sleep_ns,
+    }
+    Copies {
+        reads, bytes, passes, pass_bytes, short_passes, fault_ins, faults, fault_ns,
+    }
+    Reader {
+        reads, bytes, read_ns, waits, wait_ns, holds, hold_ns, inflicted_waits, inflicted_ns,
     }
 }
 
@@ -350,6 +505,7 @@ impl Loss {
         let Self {
             recursion_misses,
             map_full,
+            unnamed_reads,
             unmatched_releases,
             unmatched_acquisitions,
             unknown_sites,
@@ -359,6 +515,7 @@ impl Loss {
         } = *later;
         self.recursion_misses += recursion_misses;
         self.map_full += map_full;
+        self.unnamed_reads += unnamed_reads;
         self.unmatched_releases += unmatched_releases;
         self.unmatched_acquisitions += unmatched_acquisitions;
         self.unknown_sites += unknown_sites;
@@ -371,6 +528,7 @@ impl Loss {
         let Self {
             recursion_misses,
             map_full,
+            unnamed_reads,
             unmatched_releases,
             unmatched_acquisitions,
             unknown_sites,
@@ -381,6 +539,7 @@ impl Loss {
         Some(Self {
             recursion_misses: self.recursion_misses.checked_sub(recursion_misses)?,
             map_full: self.map_full.checked_sub(map_full)?,
+            unnamed_reads: self.unnamed_reads.checked_sub(unnamed_reads)?,
             unmatched_releases: self.unmatched_releases.checked_sub(unmatched_releases)?,
             unmatched_acquisitions: self
                 .unmatched_acquisitions
@@ -493,6 +652,13 @@ pub struct Header {
     /// Locks whose holds are not seen.
     #[serde(default, with = "crate::words::list")]
     pub without_holds: Vec<Lock>,
+    /// Whether it is seen what happens inside holds, and who reads.
+    #[serde(default)]
+    pub inside: bool,
+    /// The function that copies out of vmalloc memory, where its passes are seen: `vread` copies to
+    /// a buffer of the kernel's, `vread_iter` to the destination.
+    #[serde(default)]
+    pub pass: Option<String>,
     /// The command that was run, or empty when the whole system was watched for a while.
     pub command: Vec<String>,
     /// RFC 3339, UTC.

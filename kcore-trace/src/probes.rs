@@ -1,8 +1,8 @@
 //! The tables of what can be hooked, and of who takes the locks: data, one place each.
 //!
 //! [`OPS`] are the functions of each op, [`LOCK_FUNCTIONS`] those of the lock primitives,
-//! [`BLOCK_SCOPES`] those that may take a `vmap_block.lock`, [`SITES`] all functions of
-//! `mm/vmalloc.c` and `fs/proc/kcore.c` that take a lock or are on the way to it. A function that
+//! [`BLOCK_SCOPES`] those that may take a `vmap_block.lock`, [`INSIDE`] those that tell what happens
+//! inside holds and reads, [`SITES`] all functions of `mm/vmalloc.c` and `fs/proc/kcore.c` that take a lock or are on the way to it. A function that
 //! a kernel does not have is skipped; that is how one table serves all eras.
 //!
 //! Invariant: each row's programs exist in the object, and each program of the object is in a row.
@@ -118,6 +118,108 @@ pub const BLOCK_SCOPES: &[(&[&str], &str)] = &[
     ),
     (&["vread_iter"], "bs4"),
 ];
+
+/// At which ends a function is hooked; a probe at the return has no arguments, and so needs the entry
+/// too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    Both,
+    Entry,
+    Exit,
+}
+
+impl Ends {
+    /// The programs of a function that is hooked there, and by probes.
+    pub const fn attaches(self) -> (&'static [Attach], &'static [Attach]) {
+        use Attach::{Fentry, Fexit, Kprobe, Kretprobe};
+        match self {
+            Self::Both => (&[Fexit, Fentry], &[Kprobe, Kretprobe]),
+            Self::Entry => (&[Fentry], &[Kprobe]),
+            Self::Exit => (&[Fexit], &[Kprobe, Kretprobe]),
+        }
+    }
+}
+
+/// A function that tells what happens inside holds, or who reads.
+pub struct InsideFunction {
+    /// What it is hooked for, in the words of a plan.
+    pub purpose: &'static str,
+    /// Names it has had; the first that exists is hooked.
+    pub symbols: &'static [&'static str],
+    pub ends: Ends,
+    /// How many arguments it must have: its result stands behind them.
+    pub args: usize,
+    /// Beginning of the names of its programs.
+    pub stem: &'static str,
+}
+
+const fn inside(
+    purpose: &'static str,
+    symbols: &'static [&'static str],
+    ends: Ends,
+    args: usize,
+    stem: &'static str,
+) -> InsideFunction {
+    InsideFunction {
+        purpose,
+        symbols,
+        ends,
+        args,
+        stem,
+    }
+}
+
+/// Purposes of [`INSIDE`] and [`SWITCH`].
+pub mod purpose {
+    /// Who reads, where to, and how.
+    pub const READS: &str = "reads";
+    /// Page faults, and time off the CPU.
+    pub const INSIDE: &str = "inside holds";
+}
+
+/// The functions that copy out of vmalloc memory: the first without, the second with a buffer in
+/// between.
+pub const PASSES: &[&str] = &["vread_iter", "vread"];
+
+/// `fs/proc/kcore.c`, `mm/vmalloc.c`, `mm/gup.c` and `mm/memory.c` of 5.10 to 7.3.
+pub const INSIDE: &[InsideFunction] = &[
+    inside(purpose::READS, &["read_kcore_iter"], Ends::Both, 2, "kiter"),
+    inside(purpose::READS, &["read_kcore"], Ends::Both, 4, "kbuffer"),
+    inside(purpose::READS, &["vread_iter"], Ends::Exit, 3, "pass"),
+    inside(purpose::READS, &["vread"], Ends::Exit, 3, "bounce"),
+    // What `fault_in_iov_iter_writeable` calls for each buffer; that one itself takes no hook on
+    // Debian's 6.12.
+    inside(
+        purpose::READS,
+        &["fault_in_safe_writeable"],
+        Ends::Entry,
+        2,
+        "faultin",
+    ),
+    inside(
+        purpose::READS,
+        &["vmalloc_info_show"],
+        Ends::Both,
+        2,
+        "vinfo",
+    ),
+    inside(
+        purpose::INSIDE,
+        &["handle_mm_fault"],
+        Ends::Both,
+        4,
+        "fault",
+    ),
+];
+
+/// Beginnings of the names of the programs on [`SEQUENCE`] that tell who reads /proc/vmallocinfo.
+pub const READ_SEQUENCE: [&str; 2] = ["vstart", "vstop"];
+
+/// The BTF tracepoint of a CPU that goes to another task, and the beginning of its program's name.
+pub const SWITCH: (&str, &str) = ("sched_switch", "switch");
+
+/// A helper of programs, absent in a kernel without cgroups.
+pub const CGROUP_HELPER: &str = "bpf_get_current_cgroup_id";
 
 /// What a function of the lock primitives does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -139,7 +139,9 @@ impl Recorder {
                 writer,
                 exporter,
             } = &mut self;
-            let last = sampler.last_sample().map(Event::Sample);
+            let last = sampler
+                .last_sample()
+                .map(|sample| Event::Sample(sample.into()));
             let kept = last.and_then(|last| keep(writer, header, exporter.as_ref(), &last));
             if let Err(error) = kept {
                 end = End::Failed(format!("{error:#}"));

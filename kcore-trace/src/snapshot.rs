@@ -15,15 +15,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::{
-    BlameCounters, CellCounters, Durations, Histogram, NodeCounters, OpCounters, blame, miss, node,
-    series,
+    BlameCounters, CellCounters, CopyCounters, Durations, Histogram, InsideCounters, NodeCounters,
+    OpCounters, READERS, ReaderRow, blame, miss, node, reader, series,
 };
-use kcore_trace_ebpf::words::{self, Intent, Kind, Lock, Mode, Op, cell};
+use kcore_trace_ebpf::words::{self, Destination, Intent, Kind, Lock, Mode, Op, Source, cell};
 
+use crate::cgroups::Cgroups;
 use crate::counters::Counters;
 use crate::distribution::{Distribution, Exact};
 use crate::loader::{ProgramCost, Session};
-use crate::model::{Blame, BlameKey, Cell, CellKey, Level, Loss, Measured, Nodes, OpCell, Purpose};
+use crate::model::{
+    Blame, BlameKey, Cell, CellKey, Copies, Inside, Level, Loss, Measured, Nodes, OpCell, Process,
+    Purpose, Reader, ReaderKey,
+};
 use crate::plan::{Hooks, Plan, PlannedLock};
 
 /// Every so many snapshots all cells are looked at; with the default interval that is often enough
@@ -39,6 +43,11 @@ pub struct Snapshots {
     nodes: Vec<[NodeCounters; node::LOCKS.len()]>,
     /// The counters of waiters by holder, by [`blame::index`].
     blame: Vec<BlameCounters>,
+    inside: Vec<InsideCounters>,
+    copies: Vec<CopyCounters>,
+    /// The rows of readers, whoever they belonged to.
+    readers: Vec<ReaderRow>,
+    cgroups: Cgroups,
     /// Buckets of each series that was read, as they were.
     buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
@@ -54,12 +63,17 @@ impl Snapshots {
         let mut counters = session.counters()?;
         session.hand_out(&mut counters, &expected_series(&session.plan))?;
         let nodes = counters.node_count();
+        let readers = counters.reader_count();
         Ok(Self {
             counters,
             cells: vec![CellCounters::default(); cell::COUNT],
             ops: vec![OpCounters::default(); Op::COUNT],
             nodes: vec![Default::default(); nodes],
             blame: vec![BlameCounters::default(); blame::COUNT],
+            inside: vec![InsideCounters::default(); cell::COUNT],
+            copies: vec![CopyCounters::default(); Destination::COUNT],
+            readers: vec![ReaderRow::default(); readers],
+            cgroups: Cgroups::new(),
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
@@ -108,6 +122,9 @@ impl Snapshots {
         let ops = self.read_ops(session)?;
         let nodes = self.read_nodes();
         let blame = self.read_blame(&cells, every_cell);
+        let inside = self.read_inside()?;
+        let copies = self.read_copies();
+        let readers = self.read_readers(every_cell);
         let loss = self.read_loss(session);
         let unserved = self.without_histogram();
         session.hand_out(&mut self.counters, &unserved)?;
@@ -116,6 +133,9 @@ impl Snapshots {
             ops,
             nodes,
             blame,
+            inside,
+            copies,
+            readers,
             loss,
         })
     }
@@ -229,6 +249,59 @@ impl Snapshots {
         blame
     }
 
+    fn read_inside(&mut self) -> Result<BTreeMap<CellKey, Inside>> {
+        let mut inside = BTreeMap::new();
+        for (index, after) in self.counters.inside() {
+            let before = std::mem::replace(&mut self.inside[index], after);
+            if after != before {
+                let change = inside_of(&after).since(&inside_of(&before));
+                inside.insert(key(index)?, change.unwrap_or_default());
+            }
+        }
+        Ok(inside)
+    }
+
+    fn read_copies(&mut self) -> BTreeMap<Destination, Copies> {
+        let mut copies = BTreeMap::new();
+        for (index, after) in self.counters.copies() {
+            let before = std::mem::replace(&mut self.copies[index], after);
+            let destination = Destination::from_index(index).filter(|_| after != before);
+            if let Some(destination) = destination {
+                let change = copies_of(&after).since(&copies_of(&before));
+                copies.insert(destination, change.unwrap_or_default());
+            }
+        }
+        copies
+    }
+
+    /// The readers whose rows were touched, or all of them.
+    fn read_readers(&mut self, every_row: bool) -> BTreeMap<ReaderKey, Reader> {
+        self.cgroups.refresh();
+        let mut readers: BTreeMap<ReaderKey, Reader> = BTreeMap::new();
+        for (index, before) in self.readers.iter_mut().enumerate() {
+            // A row that goes to another owner just now is read the next time.
+            let Some(after) = self.counters.reader(index) else {
+                continue;
+            };
+            if !every_row && after.touched_ns == before.touched_ns {
+                continue;
+            }
+            let before = std::mem::replace(before, after);
+            self.counters.reader_seen(index, after.touched_ns);
+            let earlier = match before.generation == after.generation {
+                true => reader_of(&before),
+                false => Reader::default(),
+            };
+            let change = reader_of(&after).since(&earlier).unwrap_or_default();
+            if change != Reader::default()
+                && let Some(key) = reader_key(index, &after, &mut self.cgroups)
+            {
+                readers.entry(key).or_default().add(&change);
+            }
+        }
+        readers
+    }
+
     /// Samples of each bucket since the last call; none of a series that did not change, or that
     /// has no histogram.
     fn buckets_of(&mut self, series: usize, changed: bool) -> Result<Vec<u64>> {
@@ -260,6 +333,7 @@ impl Snapshots {
             recursion_misses: misses
                 .saturating_sub(std::mem::replace(&mut self.recursion_misses, misses)),
             map_full: lost(miss::NO_HISTOGRAM) + lost(miss::NO_SLOT),
+            unnamed_reads: lost(miss::NO_READER),
             unmatched_releases: lost(miss::UNMATCHED_RELEASE),
             unmatched_acquisitions: lost(miss::UNMATCHED_ACQUISITION),
             unknown_sites: lost(miss::UNKNOWN_SITE),
@@ -280,6 +354,90 @@ impl Snapshots {
             .filter(|&series| !self.counters.has_histogram(series))
             .collect()
     }
+}
+
+fn inside_of(counters: &InsideCounters) -> Inside {
+    let InsideCounters {
+        faults,
+        fault_ns,
+        switches,
+        preemptions,
+        off_cpu_ns,
+        sleeps,
+        sleep_ns,
+    } = *counters;
+    Inside {
+        faults,
+        fault_ns,
+        switches,
+        preemptions,
+        off_cpu_ns,
+        sleeps,
+        sleep_ns,
+    }
+}
+
+fn copies_of(counters: &CopyCounters) -> Copies {
+    let CopyCounters {
+        reads,
+        bytes,
+        passes,
+        pass_bytes,
+        short_passes,
+        fault_ins,
+        faults,
+        fault_ns,
+    } = *counters;
+    Copies {
+        reads,
+        bytes,
+        passes,
+        pass_bytes,
+        short_passes,
+        fault_ins,
+        faults,
+        fault_ns,
+    }
+}
+
+fn reader_of(row: &ReaderRow) -> Reader {
+    Reader {
+        reads: row.reads,
+        bytes: row.bytes,
+        read_ns: row.read_ns,
+        waits: row.waits,
+        wait_ns: row.wait_ns,
+        holds: row.holds,
+        hold_ns: row.hold_ns,
+        inflicted_waits: row.inflicted,
+        inflicted_ns: row.inflicted_ns,
+    }
+}
+
+/// Whom a row belongs to; one without an owner is that of all who have none of their own.
+fn reader_key(index: usize, row: &ReaderRow, cgroups: &mut Cgroups) -> Option<ReaderKey> {
+    let Some((pid, file)) = reader::words(row.owner) else {
+        let file = Source::from_index(index.checked_sub(READERS as usize)?)?;
+        return Some(ReaderKey {
+            file,
+            process: None,
+        });
+    };
+    let comm: Vec<u8> = row
+        .comm
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    let comm = comm.split(|&byte| byte == 0).next().unwrap_or_default();
+    let process = Process {
+        pid,
+        comm: String::from_utf8_lossy(comm).into_owned(),
+        cgroup: cgroups.name(row.cgroup),
+    };
+    Some(ReaderKey {
+        file,
+        process: Some(process),
+    })
 }
 
 /// The number of a purpose, as the programs have it.

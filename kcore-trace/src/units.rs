@@ -49,6 +49,22 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// A number of bytes: `512 B`, `4.00 KiB`, `1.25 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    const STEP: f64 = 1024.0;
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / STEP;
+    for unit in ["KiB", "MiB", "GiB"] {
+        if value < 999.5 {
+            return format!("{} {unit}", three_digits(value));
+        }
+        value /= STEP;
+    }
+    format!("{} TiB", number(value))
+}
+
 /// A number and its noun, which gets an `s` unless there is one: `1 wait`, `2,000 waits`.
 pub fn counted(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
@@ -137,6 +153,19 @@ fn three_digits(value: f64) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn bytes_have_three_digits_and_the_unit_that_fits() {
+        for (number, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (4096, "4.00 KiB"),
+            (1_572_864, "1.50 MiB"),
+            (5 << 40, "5.00 TiB"),
+        ] {
+            assert_eq!(bytes(number), text);
+        }
+    }
 
     #[test]
     fn a_duration_has_three_digits_and_the_unit_that_fits() {

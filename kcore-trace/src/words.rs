@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
+use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::{Nodes, OpCell};
+use crate::model::{Copies, Nodes, OpCell};
 
 /// A word that has a name.
 pub trait Word: Copy + Ord {
@@ -30,7 +30,7 @@ macro_rules! word {
     )+};
 }
 
-word!(Lock, Kind, Mode, Intent, Op);
+word!(Lock, Kind, Mode, Intent, Op, Source, Destination);
 
 pub fn serialize<W: Word, S: Serializer>(word: &W, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(word.word())
@@ -69,38 +69,32 @@ fn deserialize_map<'de, W: Word, V: Deserialize<'de>, D: Deserializer<'de>>(
         .collect()
 }
 
-pub mod op_map {
-    use super::*;
+/// Modules for the maps of the model that go from a word to a value.
+macro_rules! maps {
+    ($($module:ident: $word:ident => $value:ident,)+) => {$(
+        pub mod $module {
+            use super::*;
 
-    pub fn serialize<S: Serializer>(
-        map: &BTreeMap<Op, OpCell>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serialize_map(map, serializer)
-    }
+            pub fn serialize<S: Serializer>(
+                map: &BTreeMap<$word, $value>,
+                serializer: S,
+            ) -> Result<S::Ok, S::Error> {
+                serialize_map(map, serializer)
+            }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<BTreeMap<Op, OpCell>, D::Error> {
-        deserialize_map(deserializer)
-    }
+            pub fn deserialize<'de, D: Deserializer<'de>>(
+                deserializer: D,
+            ) -> Result<BTreeMap<$word, $value>, D::Error> {
+                deserialize_map(deserializer)
+            }
+        }
+    )+};
 }
 
-pub mod node_map {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(
-        map: &BTreeMap<Lock, Nodes>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serialize_map(map, serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<BTreeMap<Lock, Nodes>, D::Error> {
-        deserialize_map(deserializer)
-    }
+maps! {
+    op_map: Op => OpCell,
+    node_map: Lock => Nodes,
+    copies_map: Destination => Copies,
 }
 
 pub mod kind_map {

@@ -96,13 +96,16 @@ impl Run<'_> {
             self.step("lints", |run| run.lints(&tools))?;
             self.step("unit and integration tests", |run| run.host_tests(&tools))?;
         }
+        let all_kernels = kernels.clone();
         let guest = self.step("guest binary", |run| {
             cargo::guest_binary(run.places, &tools)
         })?;
         self.step("VM tests", |run| run.vm_tests(kernels, &guest))?;
         if !self.options.vm_only {
             self.step("the running kernel", |run| run.native_tests(&guest))?;
-            self.step("dashboards and rules", |run| run.dashboards(&guest))?;
+            self.step("dashboards and rules", |run| {
+                run.dashboards(&all_kernels, &guest)
+            })?;
             self.step("the lab, quickly", |run| run.lab(&guest))?;
         }
         Ok(())
@@ -217,8 +220,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn dashboards(&mut self, guest: &Path) -> Result<()> {
-        self.tally += dashboards::check(self.places, guest, false)?;
+    fn dashboards(&mut self, kernels: &[Kernel], guest: &Path) -> Result<()> {
+        let options = dashboards::Options::default();
+        self.tally += dashboards::check(self.places, kernels, guest, &options)?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use core::ptr::read_volatile;
 
-use kcore_trace_ebpf::layout::{acquire, address, block, flag, node, text};
+use kcore_trace_ebpf::layout::{acquire, address, block, flag, node, read, text};
 
 #[unsafe(no_mangle)]
 static LOCKS: [u64; address::COUNT] = [0; address::COUNT];
@@ -20,6 +20,8 @@ static TEXT: [u64; text::COUNT] = [0; text::COUNT];
 static ACQUIRE: [u64; acquire::COUNT] = [0; acquire::COUNT];
 #[unsafe(no_mangle)]
 static FLAGS: [u64; flag::COUNT] = [0; flag::COUNT];
+#[unsafe(no_mangle)]
+static READS: [u64; read::COUNT] = [0; read::COUNT];
 /// Number of task slots less one.
 #[unsafe(no_mangle)]
 static SLOT_MASK: u64 = 0;
@@ -44,7 +46,8 @@ constants!(
     blocks = BLOCKS,
     kernel = TEXT,
     acquire_function = ACQUIRE,
-    flags = FLAGS
+    flags = FLAGS,
+    reads = READS
 );
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Who holds a lock, for those who come to wait for it.
 //!
 //! In: acquisitions and releases that are seen when the lock is owned. Out: the purpose of whoever
-//! holds a lock, held it last, or took it last to share it. A lock is found by a hash of its
+//! holds a lock, held it last, or took it last to share it, and which reader it is. A lock is found by a hash of its
 //! address; each place is one word that has the address as well, so that a lock is not taken for
 //! another.
 //!
@@ -10,7 +10,8 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use kcore_trace_ebpf::layout::blame;
+use kcore_trace_ebpf::layout::{READERS, blame};
+use kcore_trace_ebpf::words::cell;
 
 use super::hidden;
 use super::maps::Shared;
@@ -33,13 +34,31 @@ fn place(address: u64) -> *mut u64 {
     unsafe { HOLDERS.get().cast::<Place>().add(index as usize).cast() }
 }
 
-/// Its holder has released it; the cell stays, for those who came while it changed hands.
+/// Its holder has released it; the rest stays, for those who came while it changed hands.
 const RELEASED: u64 = 1 << 31;
+/// Where the row of a reader begins, plus one: a cell and one fit below it.
+const READER_BITS: u32 = 9;
+const _: () = assert!(cell::COUNT < 1 << READER_BITS && READERS < 1 << (31 - READER_BITS));
 
-/// The lock was taken, under that cell.
+/// Who holds a lock.
+#[derive(Clone, Copy)]
+pub(crate) struct Holder {
+    /// What for, or [`blame::UNKNOWN`].
+    pub(crate) purpose: u16,
+    /// Its row among readers, plus one; zero if it is none.
+    pub(crate) reader: u16,
+}
+
+pub(crate) const UNKNOWN: Holder = Holder {
+    purpose: blame::UNKNOWN as u16,
+    reader: 0,
+};
+
+/// The lock was taken, under that cell, by a reader if the number is not zero.
 #[inline(always)]
-pub(crate) fn took(address: u64, cell: u32) {
-    let word = blame::name(address) | (u64::from(cell) + 1);
+pub(crate) fn took(address: u64, cell: u32, reader: u32) {
+    let who = u64::from(reader) << READER_BITS | (u64::from(cell) + 1);
+    let word = blame::name(address) | who;
     // SAFETY: a place, written whole.
     unsafe { write_volatile(place(address), word) };
 }
@@ -53,26 +72,29 @@ pub(crate) fn left(address: u64) {
     unsafe { write_volatile(place, read_volatile(place) | RELEASED) };
 }
 
-/// The purpose of its holder, or [`blame::UNKNOWN`].
+/// Its holder.
 #[inline(always)]
-pub(crate) fn of(address: u64) -> u32 {
-    purpose(address, 0)
+pub(crate) fn of(address: u64) -> Holder {
+    read(address, 0)
 }
 
-/// The purpose of its holder, or of the one before: who has just waited for it waited for that one
-/// at the end.
+/// Its holder, or the one before: who has just waited for it waited for that one at the end.
 #[inline(always)]
-pub(crate) fn last(address: u64) -> u32 {
-    purpose(address, RELEASED)
+pub(crate) fn last(address: u64) -> Holder {
+    read(address, RELEASED)
 }
 
 #[inline(always)]
-fn purpose(address: u64, ignored: u64) -> u32 {
+fn read(address: u64, ignored: u64) -> Holder {
     // SAFETY: a place, read whole.
     let word = unsafe { read_volatile(place(address)) } & !ignored;
-    let cell = word as u32;
-    if cell == 0 || u64::from(cell) >= RELEASED || word ^ u64::from(cell) != blame::name(address) {
-        return blame::UNKNOWN;
+    let who = u64::from(word as u32);
+    if who == 0 || who >= RELEASED || word ^ who != blame::name(address) {
+        return UNKNOWN;
     }
-    blame::purpose(u64::from(cell) - 1) as u32
+    let cell = (who & ((1 << READER_BITS) - 1)) - 1;
+    Holder {
+        purpose: blame::purpose(cell) as u16,
+        reader: (who >> READER_BITS) as u16,
+    }
 }

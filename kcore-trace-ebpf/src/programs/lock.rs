@@ -10,19 +10,16 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
-use kcore_trace_ebpf::layout::{
-    CellCounters, Held, Slot, blame::UNKNOWN, flag, miss, series, state, text,
-};
+use kcore_trace_ebpf::layout::{CellCounters, Held, Slot, blame, flag, miss, series, state, text};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 
-use super::blame;
+use super::blame as blamed;
 use super::constants::{flags, kernel};
-use super::hidden;
-use super::holder;
-use super::node;
+use super::holder::{self, Holder};
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
+use super::{hidden, inside, node, reader};
 
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
@@ -160,8 +157,10 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         node::acquired(cpu, index, taken.address);
+        let reader = slot::reader(slot, here);
         let held = match slot::held(slot, taken.address, state::WAITING) {
             Some(waiting) => {
+                (*waiting).reader = reader;
                 let wait_ns = now().wrapping_sub((*waiting).since_ns);
                 wait_ended(cpu, counters, waiting, index, wait_ns);
                 waiting
@@ -175,8 +174,9 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
             None => return,
         };
         (*held).cell = index;
-        if taken.followed && blame::counts() {
-            holder::took(taken.address, index);
+        (*held).reader = reader;
+        if taken.followed && blamed::counts() {
+            holder::took(taken.address, index, reader);
         }
         become_held(slot, held, taken.followed);
     }
@@ -208,6 +208,7 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
             return;
         };
         (*room).cell = index;
+        (*room).reader = slot::reader(slot, here);
         since_now(slot, room);
     }
 }
@@ -268,7 +269,7 @@ unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
 unsafe fn wait_ended(
     cpu: Cpu,
     counters: *mut CellCounters,
-    held: *const Held,
+    held: *mut Held,
     index: u32,
     wait_ns: u64,
 ) {
@@ -278,13 +279,23 @@ unsafe fn wait_ended(
         let series = series::wait(index as usize) as u32;
         cpu.duration(&raw mut (*counters).wait, series, wait_ns);
         node::waited(cpu, index, (*held).address, wait_ns);
-        if blame::counts() {
+        if flags(flag::INSIDE) != 0 {
+            inside::waited(held, index);
+            reader::waited((*held).reader, wait_ns);
+        }
+        if blamed::counts() {
             // Unknown, if the lock was changing hands when the wait began.
-            let holder = match (*held).holder {
-                UNKNOWN => holder::last((*held).address),
-                holder => holder,
+            let holder = match (*held).holder.into() {
+                blame::UNKNOWN => holder::last((*held).address),
+                _ => Holder {
+                    purpose: (*held).holder,
+                    reader: (*held).holding_reader,
+                },
             };
-            blame::waited(cpu, index, holder, wait_ns);
+            blamed::waited(cpu, index, holder.purpose.into(), wait_ns);
+            if flags(flag::INSIDE) != 0 {
+                reader::inflicted(holder.reader.into(), wait_ns);
+            }
         }
     }
 }
@@ -352,11 +363,11 @@ pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
     let cell = cpu.forget(cell_of(taken, intent, stack.op));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
-    unsafe { wait_begins(slot, taken.address, cell, UNKNOWN) };
+    unsafe { wait_begins(slot, taken.address, cell, holder::UNKNOWN) };
 }
 
 #[inline(always)]
-unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, holder: u32) {
+unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, holder: Holder) {
     // SAFETY: the caller passes a map value.
     unsafe {
         let held = match slot::held(slot, address, state::WAITING) {
@@ -369,7 +380,8 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, holder: u32) {
             }
         };
         (*held).cell = cell;
-        (*held).holder = holder;
+        (*held).holder = holder.purpose;
+        (*held).holding_reader = holder.reader;
         since_now(slot, held);
     }
 }
@@ -469,7 +481,7 @@ fn try_release(address: u64, mode: Mode, end_ns: u64) -> bool {
     }
     // Others may still share it with the one that took it last.
     if let Mode::Exclusive = mode
-        && blame::counts()
+        && blamed::counts()
     {
         holder::left(address);
     }
@@ -489,6 +501,9 @@ unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
         record::add(&raw mut (*counters).releases, 1);
         let series = series::hold(index as usize) as u32;
         cpu.duration(&raw mut (*counters).hold, series, hold_ns);
+        if flags(flag::INSIDE) != 0 {
+            reader::held((*held).reader, index, hold_ns);
+        }
     }
 }
 
@@ -509,8 +524,8 @@ pub(crate) fn downgrade(taken: Taken) {
             return;
         };
         record::add(&raw mut (*counters).acquisitions, 1);
-        if blame::counts() {
-            holder::took(taken.address, index);
+        if blamed::counts() {
+            holder::took(taken.address, index, (*held).reader);
         }
         (*held).cell = index;
         (*held).since_ns = now();

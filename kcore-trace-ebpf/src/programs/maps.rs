@@ -9,8 +9,8 @@ use core::cell::UnsafeCell;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
-    BlameCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf, NodeCounters, SITE_CACHE,
-    SLOTS, SiteTable, Slot, series,
+    BlameCounters, CopyCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf, InsideCounters,
+    NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -35,14 +35,27 @@ pub(crate) static BLAME: Array<BlameCounters> = Array::with_max_entries(1, MAPPA
 #[map]
 pub(crate) static HISTS: Array<Histogram> = Array::with_max_entries(HISTOGRAMS, 0);
 
+/// What happens inside the holds of each cell: 22 KiB. All CPUs share it, since nothing of it is
+/// frequent; one that nothing writes where it is not looked at.
+#[map]
+pub(crate) static INSIDE: Array<InsideCounters> = Array::with_max_entries(1, MAPPABLE);
+
+/// Reads of /proc/kcore by destination.
+#[map]
+pub(crate) static COPIES: Array<CopyCounters> = Array::with_max_entries(1, MAPPABLE);
+
+/// Who reads: 64 KiB, or one that nothing writes.
+#[map]
+pub(crate) static READERS: Array<ReaderRow> = Array::with_max_entries(1, MAPPABLE);
+
 /// Which histogram each series has. Written by userspace, as the map that the section becomes: its
 /// address is known to the programs, so that no look-up is needed.
 #[unsafe(link_section = ".bss.hist_of")]
 #[unsafe(no_mangle)]
 pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::COUNT]);
 
-/// What tasks are doing, found by a hash of the task's address: 272 KiB, with more than 64 CPUs
-/// 4 KiB for each.
+/// What tasks are doing, found by a hash of the task's address: 392 KiB, with more than 64 CPUs
+/// 6 KiB for each.
 #[map]
 pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
 

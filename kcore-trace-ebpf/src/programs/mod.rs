@@ -9,8 +9,10 @@
 //!
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
 //! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those
-//! of single nodes, [`blame`] those of waiters by holder, which [`holder`] knows; [`lock`] is the state machine of an acquisition; [`spin`], [`sleeping`], [`op`]
-//! and [`tracepoint`] are the programs, each a few lines that fetch arguments.
+//! of single nodes, [`blame`] those of waiters by holder, which [`holder`] knows, [`reader`] those of
+//! processes that read; [`lock`] is the state machine of an acquisition; [`spin`], [`sleeping`],
+//! [`op`], [`read`], [`inside`] and [`tracepoint`] are the programs, each a few lines that fetch
+//! arguments.
 
 use core::arch::asm;
 use core::mem::MaybeUninit;
@@ -19,10 +21,13 @@ use core::ptr::{read_volatile, write_volatile};
 mod blame;
 mod constants;
 mod holder;
+mod inside;
 mod lock;
 mod maps;
 mod node;
 mod op;
+mod read;
+mod reader;
 mod record;
 mod site;
 mod sleeping;
@@ -77,6 +82,18 @@ impl Context {
     #[inline(always)]
     pub(crate) fn probe_arg0(self) -> u64 {
         self.reg(14)
+    }
+
+    /// Second argument, in a kprobe.
+    #[inline(always)]
+    pub(crate) fn probe_arg1(self) -> u64 {
+        self.reg(13)
+    }
+
+    /// Third argument, in a kprobe.
+    #[inline(always)]
+    pub(crate) fn probe_arg2(self) -> u64 {
+        self.reg(12)
     }
 
     /// Return value, in a kretprobe.

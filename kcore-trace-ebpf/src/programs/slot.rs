@@ -9,9 +9,9 @@
 //! stack of its own (x86-64: `irq_stack_union`), is never taken for the task below it.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
-use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state};
+use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, flag, miss, state};
 
-use super::constants::slot_mask;
+use super::constants::{flags, slot_mask};
 use super::maps::TASKS;
 use super::{Context, choose, hidden, number, record};
 
@@ -47,7 +47,12 @@ fn current() -> u64 {
 /// The slot of the current task, if it has one.
 #[inline(always)]
 pub(crate) fn find() -> Option<*mut Slot> {
-    let task = current();
+    of(current())
+}
+
+/// The slot of a task, if it has one.
+#[inline(always)]
+pub(crate) fn of(task: u64) -> Option<*mut Slot> {
     let first = first_of_set(task);
     for way in 0..SLOT_WAYS {
         let slot = TASKS.get_ptr_mut(first | way)?;
@@ -95,7 +100,7 @@ unsafe fn is_idle(slot: *const Slot) -> bool {
     // SAFETY: the caller passes a map value.
     unsafe {
         let ops = (*slot).ops[0].frame | (*slot).ops[1].frame;
-        ops | (*slot).block_scope | (*slot).in_use == 0
+        ops | (*slot).block_scope | (*slot).read.frame | (*slot).in_use == 0
     }
 }
 
@@ -107,6 +112,9 @@ unsafe fn clear(slot: *mut Slot) {
         (*slot).in_use = 0;
         (*slot).ops[0].frame = 0;
         (*slot).ops[1].frame = 0;
+        (*slot).read.frame = 0;
+        (*slot).read.fault_since_ns = 0;
+        (*slot).off_since_ns = 0;
         for index in 0..HELD {
             (*slot).held[index].state = state::FREE;
         }
@@ -149,6 +157,23 @@ pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<u32> {
             Some(interrupt.op)
         } else {
             None
+        }
+    }
+}
+
+/// The row of the read that is going on, plus one; zero if there is none.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn reader(slot: *const Slot, here: Here) -> u32 {
+    // SAFETY: the caller says that the slot is valid.
+    unsafe {
+        let read = &(*slot).read;
+        if flags(flag::INSIDE) != 0 && read.frame != 0 && is_live(read.frame, stack_address(here)) {
+            read.row + 1
+        } else {
+            0
         }
     }
 }
@@ -276,6 +301,7 @@ pub(crate) unsafe fn occupy(slot: *mut Slot, address: u64, state: u32) -> Option
         (*slot).in_use += 1;
         (*room).address = address;
         (*room).state = state;
+        (*room).slept_ns = 0;
         Some(room)
     }
 }

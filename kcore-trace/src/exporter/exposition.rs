@@ -25,10 +25,13 @@ use super::process::Process;
 use super::state::{State, Subject};
 use super::totals::{CellTotal, Series, Totals};
 use crate::host::UNKNOWN;
-use crate::model::{Blame, BlameKey, CellKey, Level, Nodes};
+use crate::model::{Blame, BlameKey, CellKey, Copies, Inside, Level, Nodes, Reader};
 
 /// What stands before the name of every metric that is this tool's own.
 const PREFIX: &str = "kcore_trace";
+
+/// The name of all readers that have none of their own.
+const OTHERS: &str = "(others)";
 
 /// The level while nothing is measured.
 const OFF: &str = "off";
@@ -303,20 +306,24 @@ static ROWS: &[Row] = &[
             "wait",
             "Waits of contended acquisitions, from the call to ownership",
         ),
-        samples: |state| of_cells(state, |_, total| Some(Value::Histogram(&total.wait))),
+        samples: |state| of_cells(state, |_, _, total| Some(Value::Histogram(&total.wait))),
     },
     Row {
         family: histogram(
             "hold",
             "Holds, from ownership to the call of the release function",
         ),
-        samples: |state| of_cells(state, |_, total| total.hold.as_ref().map(Value::Histogram)),
+        samples: |state| {
+            of_cells(state, |_, _, total| {
+                total.hold.as_ref().map(Value::Histogram)
+            })
+        },
     },
     Row {
         family: counter("acquisitions", "Times a lock was taken, contended or not"),
         samples: |state| {
             let seen = state.sees_every_acquisition();
-            of_cells(state, |_, total| {
+            of_cells(state, |_, _, total| {
                 seen.then_some(Value::Whole(total.acquisitions))
             })
         },
@@ -326,7 +333,7 @@ static ROWS: &[Row] = &[
             "contended_acquisitions",
             "Acquisitions that entered the slow path and got the lock",
         ),
-        samples: |state| of_cells(state, |_, total| Some(Value::Whole(total.contended))),
+        samples: |state| of_cells(state, |_, _, total| Some(Value::Whole(total.contended))),
     },
     Row {
         family: counter(
@@ -334,7 +341,7 @@ static ROWS: &[Row] = &[
             "Waits that ended without the lock: killed or interrupted",
         ),
         samples: |state| {
-            of_cells(state, |sleeps, total| {
+            of_cells(state, |_, sleeps, total| {
                 (sleeps || total.aborted > 0).then_some(Value::Whole(total.aborted))
             })
         },
@@ -345,7 +352,7 @@ static ROWS: &[Row] = &[
             "Time spent in waits that ended without the lock",
         )),
         samples: |state| {
-            of_cells(state, |sleeps, total| {
+            of_cells(state, |_, sleeps, total| {
                 let seen = sleeps || total.aborted > 0;
                 seen.then_some(Value::Real(total.aborted_wait_ns as f64 / 1e9))
             })
@@ -357,7 +364,7 @@ static ROWS: &[Row] = &[
             "Attempts that did not wait and did not get the lock",
         ),
         samples: |state| {
-            of_cells(state, |_, total| {
+            of_cells(state, |_, _, total| {
                 (total.try_failed > 0).then_some(Value::Whole(total.try_failed))
             })
         },
@@ -405,6 +412,94 @@ static ROWS: &[Row] = &[
             "Time waited by what the holder was doing when the wait began; only at level full",
         )),
         samples: |state| of_blame(state, |blame| Value::Real(blame.wait_sum_ns as f64 / 1e9)),
+    },
+    Row {
+        family: counter(
+            "hold_page_faults",
+            "Page faults that were served while a lock was held that holders may sleep with",
+        ),
+        samples: |state| of_sleeping(state, |inside| Value::Whole(inside.faults)),
+    },
+    Row {
+        family: seconds(counter(
+            "hold_page_fault",
+            "Time of page faults that were served while a lock was held",
+        )),
+        samples: |state| of_sleeping(state, |inside| Value::Real(seconds_of(inside.fault_ns))),
+    },
+    Row {
+        family: seconds(counter(
+            "hold_off_cpu",
+            "Time that holders of a lock were off their CPU",
+        )),
+        samples: |state| of_sleeping(state, |inside| Value::Real(seconds_of(inside.off_cpu_ns))),
+    },
+    Row {
+        family: counter(
+            "hold_preemptions",
+            "Times that the holder of a lock was preempted",
+        ),
+        samples: |state| of_sleeping(state, |inside| Value::Whole(inside.preemptions)),
+    },
+    Row {
+        family: seconds(counter(
+            "wait_sleep",
+            "Time that waiters for a lock were off their CPU; the rest of their waits they spun",
+        )),
+        samples: |state| of_sleeping(state, |inside| Value::Real(seconds_of(inside.sleep_ns))),
+    },
+    Row {
+        family: counter(
+            "kcore_reads",
+            "Reads of /proc/kcore, by where they copied to; only at level full",
+        ),
+        samples: |state| of_copies(state, |copies| copies.reads),
+    },
+    Row {
+        family: counter(
+            "kcore_read_bytes",
+            "Bytes that reads of /proc/kcore returned; only at level full",
+        ),
+        samples: |state| of_copies(state, |copies| copies.bytes),
+    },
+    Row {
+        family: counter(
+            "kcore_passes",
+            "Times that a read of /proc/kcore went over vmalloc memory",
+        ),
+        samples: |state| of_copies(state, |copies| copies.passes),
+    },
+    Row {
+        family: counter(
+            "kcore_short_passes",
+            "Those that stopped short, so that the rest was tried again",
+        ),
+        samples: |state| of_copies(state, |copies| copies.short_passes),
+    },
+    Row {
+        family: counter(
+            "kcore_page_faults",
+            "Page faults that were served in reads of /proc/kcore, with and without a vmap lock",
+        ),
+        samples: |state| of_copies(state, |copies| copies.faults),
+    },
+    Row {
+        family: counter(
+            "reader_reads",
+            "Reads of /proc/kcore and /proc/vmallocinfo by name of the process; only at level full",
+        ),
+        samples: |state| of_readers(state, |reader| Value::Whole(reader.reads)),
+    },
+    Row {
+        family: counter("reader_bytes", "Bytes that they read"),
+        samples: |state| of_readers(state, |reader| Value::Whole(reader.bytes)),
+    },
+    Row {
+        family: seconds(counter(
+            "reader_inflicted_wait",
+            "Time that anyone waited for a lock that a reader held when the wait began",
+        )),
+        samples: |state| of_readers(state, |reader| Value::Real(seconds_of(reader.inflicted_ns))),
     },
     Row {
         family: histogram("operation", "Vmalloc operations, from entry to return"),
@@ -661,7 +756,7 @@ fn coverage(subject: &Subject) -> (Labels<'_>, Value<'_>) {
 /// A value for each cell that has one; told with whether its lock is one that waiters sleep for.
 fn of_cells<'a>(
     state: &'a State,
-    value: impl Fn(bool, &'a CellTotal) -> Option<Value<'a>>,
+    value: impl Fn(&CellKey, bool, &'a CellTotal) -> Option<Value<'a>>,
 ) -> Samples<'a> {
     let kind = |key: &CellKey| {
         let subject = state.subject.as_ref()?;
@@ -677,7 +772,7 @@ fn of_cells<'a>(
             ("intent", key.intent.name()),
             ("op", key.op.name()),
         ];
-        Some((labels, value(sleeps, total)?))
+        Some((labels, value(key, sleeps, total)?))
     };
     state.totals.cells.iter().filter_map(sample).collect()
 }
@@ -716,11 +811,51 @@ fn of_blame<'a>(state: &'a State, value: impl Fn(&Blame) -> Value<'a>) -> Sample
     state.totals.blame.iter().map(sample).collect()
 }
 
+fn seconds_of(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// A value for each cell of a lock that holders and waiters may sleep with.
+fn of_sleeping<'a>(state: &'a State, value: impl Fn(&Inside) -> Value<'a>) -> Samples<'a> {
+    let subject = state.subject.as_ref();
+    if !subject.is_some_and(|subject| subject.header.inside) {
+        return vec![];
+    }
+    of_cells(state, |key, sleeps, _| {
+        let inside = state.totals.inside.get(key).copied().unwrap_or_default();
+        sleeps.then(|| value(&inside))
+    })
+}
+
+/// A value for each destination that a read copied to.
+fn of_copies(state: &State, value: impl Fn(&Copies) -> u64) -> Samples<'_> {
+    let copies = state.totals.copies.iter();
+    copies
+        .map(|(destination, copies)| {
+            let labels = vec![("destination", destination.name())];
+            (labels, Value::Whole(value(copies)))
+        })
+        .collect()
+}
+
+/// A value for each file and name of a process that read it.
+fn of_readers<'a>(state: &'a State, value: impl Fn(&Reader) -> Value<'a>) -> Samples<'a> {
+    let readers = state.totals.readers.iter();
+    readers
+        .map(|((file, comm), reader)| {
+            let comm = if comm.is_empty() { OTHERS } else { comm };
+            let labels = vec![("file", file.name()), ("comm", comm)];
+            (labels, value(reader))
+        })
+        .collect()
+}
+
 fn losses(state: &State) -> Samples<'_> {
     let loss = &state.totals.loss;
     let reasons = [
         ("recursion-miss", loss.recursion_misses),
         ("map-full", loss.map_full),
+        ("unnamed-read", loss.unnamed_reads),
         ("unmatched-release", loss.unmatched_releases),
         ("unmatched-acquisition", loss.unmatched_acquisitions),
         ("unknown-site", loss.unknown_sites),

@@ -85,6 +85,7 @@ impl State {
             hooks: plan.hooks.name().into(),
             coverage: plan.coverage.clone(),
             without_holds: plan.without_holds(),
+            inside: plan.sees_inside(),
             ..subject.header.clone()
         };
         self.totals.expect(expected(&header, plan));

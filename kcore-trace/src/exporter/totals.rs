@@ -13,10 +13,16 @@ use std::collections::BTreeMap;
 use std::mem::take;
 
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::words::{Lock, Op};
+use kcore_trace_ebpf::words::{Destination, Lock, Op, Source};
 
 use crate::distribution::Distribution;
-use crate::model::{Blame, BlameKey, Cell, CellKey, Interval, Loss, Measured, Nodes, OpCell};
+use crate::model::{
+    Blame, BlameKey, Cell, CellKey, Copies, Inside, Interval, Loss, Measured, Nodes, OpCell,
+    Process, Reader,
+};
+
+/// Names of processes that readers are told apart by; an exporter runs for years.
+const READER_NAMES: usize = 50;
 
 /// A histogram since the start.
 #[derive(Debug)]
@@ -127,6 +133,10 @@ pub(crate) struct Totals {
     pub(crate) nodes: BTreeMap<Lock, Nodes>,
     /// Who waited for whom.
     pub(crate) blame: BTreeMap<BlameKey, Blame>,
+    pub(crate) inside: BTreeMap<CellKey, Inside>,
+    pub(crate) copies: BTreeMap<Destination, Copies>,
+    /// Readers by file and name of the process; the name is empty for all others.
+    pub(crate) readers: BTreeMap<(Source, String), Reader>,
     /// The numbers of the nodes as labels.
     pub(crate) node_names: Vec<String>,
     pub(crate) loss: Loss,
@@ -158,21 +168,32 @@ impl Totals {
             ops,
             nodes,
             blame,
+            inside,
+            copies,
+            readers,
             loss,
         } = &interval.measured;
         let mut sum = Measured {
             nodes: take(&mut self.nodes),
             blame: take(&mut self.blame),
+            inside: take(&mut self.inside),
+            copies: take(&mut self.copies),
             loss: self.loss,
             ..Measured::default()
         };
         sum.add(&Measured {
             nodes: nodes.clone(),
             blame: blame.clone(),
+            inside: inside.clone(),
+            copies: copies.clone(),
             loss: *loss,
             ..Measured::default()
         });
         (self.nodes, self.blame, self.loss) = (sum.nodes, sum.blame, sum.loss);
+        (self.inside, self.copies) = (sum.inside, sum.copies);
+        for (key, reader) in readers {
+            self.reader(key.file, key.process.as_ref()).add(reader);
+        }
         let nodes = self.nodes.values().map(Nodes::count).max().unwrap_or(0);
         let names = (self.node_names.len()..nodes).map(|node| node.to_string());
         self.node_names.extend(names);
@@ -203,6 +224,14 @@ impl Totals {
             hold: holds.then(Series::default),
             ..CellTotal::default()
         })
+    }
+
+    fn reader(&mut self, file: Source, process: Option<&Process>) -> &mut Reader {
+        let name = process.map_or("", |process| &process.comm);
+        let key = (file, name.to_owned());
+        let known = self.readers.len() < READER_NAMES || self.readers.contains_key(&key);
+        let key = if known { key } else { (file, String::new()) };
+        self.readers.entry(key).or_default()
     }
 
     fn op(&mut self, op: Op) -> &mut OpTotal {
@@ -252,6 +281,7 @@ impl OpTotal {
 mod tests {
     use super::*;
     use crate::distribution::Exact;
+    use crate::model::ReaderKey;
 
     const FIVE_NS: u64 = 5;
 
@@ -288,6 +318,37 @@ mod tests {
         assert_eq!((series.count(), series.unknown()), (7, 0));
         series.settle(3);
         assert_eq!((series.count(), series.unknown()), (10, 3));
+    }
+
+    #[test]
+    fn however_many_readers_there_are_few_have_a_series_and_no_read_is_lost() {
+        let mut totals = Totals::default();
+        for pid in 0..1000 {
+            let process = Process {
+                pid,
+                comm: format!("reader-{}", pid % 200),
+                cgroup: None,
+            };
+            let key = ReaderKey {
+                file: Source::Kcore,
+                process: Some(process),
+            };
+            let read = Reader {
+                reads: 1,
+                ..Reader::default()
+            };
+            totals.add(&Interval {
+                start_ns: 0,
+                end_ns: 1,
+                measured: Measured {
+                    readers: [(key, read)].into(),
+                    ..Measured::default()
+                },
+            });
+        }
+        assert_eq!(totals.readers.len(), READER_NAMES + 1);
+        let reads: u64 = totals.readers.values().map(|reader| reader.reads).sum();
+        assert_eq!(reads, 1000);
     }
 
     #[test]

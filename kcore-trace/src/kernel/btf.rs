@@ -65,6 +65,8 @@ pub struct Struct {
 pub struct Btf {
     functions: HashMap<String, Function>,
     structs: HashMap<String, Struct>,
+    /// The values of enums by their names.
+    enums: HashMap<String, HashMap<String, u32>>,
     /// With their ids.
     typedefs: HashMap<String, u32>,
 }
@@ -92,6 +94,10 @@ impl Btf {
                         .entry((*name).to_owned())
                         .or_insert(Struct { size, members });
                 }
+                kind::ENUM => {
+                    let values = table.values(&ty)?;
+                    btf.enums.entry((*name).to_owned()).or_insert(values);
+                }
                 kind::TYPEDEF => {
                     btf.typedefs.entry((*name).to_owned()).or_insert(id);
                 }
@@ -109,6 +115,11 @@ impl Btf {
     /// A struct that was asked for.
     pub fn structure(&self, name: &str) -> Option<&Struct> {
         self.structs.get(name)
+    }
+
+    /// The values of an enum that was asked for.
+    pub fn enumeration(&self, name: &str) -> Option<&HashMap<String, u32>> {
+        self.enums.get(name)
     }
 
     /// The id of a typedef that was asked for.
@@ -257,6 +268,17 @@ impl<'a> Table<'a> {
         std::str::from_utf8(&rest[..end]).ok()
     }
 
+    /// The values of an enum of 32 bits.
+    fn values(&self, of: &Type) -> Result<HashMap<String, u32>> {
+        (0..of.vlen)
+            .map(|index| {
+                let at = of.at + 12 + 8 * index;
+                let name = self.name(word(self.types, at)?).unwrap_or_default();
+                Ok((name.to_owned(), word(self.types, at + 4)?))
+            })
+            .collect()
+    }
+
     /// The members of a struct; those of anonymous members count as its own.
     fn members(&self, types: &Types<'_>, of: &Type) -> Result<HashMap<String, (u64, String)>> {
         let mut members = HashMap::new();
@@ -309,9 +331,10 @@ mod tests {
     use super::*;
 
     /// `struct inner { int a; int b; }; struct outer { int x; struct { int y; }; struct inner in; };`
-    /// and `long vread(char *, char *, unsigned long)`, written by hand.
+    /// and `long vread(char *, char *, unsigned long)` and `enum kind { A = 3, B = 0 }`, written by
+    /// hand.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0inner\0a\0b\0outer\0x\0y\0in\0vread\0";
+        let strings = b"\0int\0inner\0a\0b\0outer\0x\0y\0in\0vread\0kind\0A\0B\0";
         let name = |wanted: &str| {
             let wanted = format!("\0{wanted}\0");
             let at = strings
@@ -338,6 +361,7 @@ mod tests {
             &[name("x"), 1, 0, 0, 3, 32, name("in"), 2, 64],
             &[0, info(13, 3), 1, 0, 1, 0, 1, 0, 1],
             &[name("vread"), info(12, 0), 5],
+            &[name("kind"), info(6, 2), 4, name("A"), 3, name("B"), 0],
         ]
         .concat();
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -358,8 +382,10 @@ mod tests {
 
     #[test]
     fn finds_functions_with_their_arguments_and_members_of_anonymous_structs() {
-        let wanted = HashSet::from(["vread", "outer", "inner"]);
+        let wanted = HashSet::from(["vread", "outer", "inner", "kind"]);
         let btf = Btf::parse(&sample(), &wanted).unwrap();
+        let kind = btf.enumeration("kind").unwrap();
+        assert_eq!((kind["A"], kind["B"], kind.len()), (3, 0, 2));
         assert_eq!(btf.function("vread"), Some(Function { id: 6, args: 3 }));
         assert_eq!(btf.function("vread_iter"), None);
         let outer = btf.structure("outer").unwrap();

@@ -16,7 +16,7 @@ use std::{fs, thread};
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::acquire;
-use kcore_trace_ebpf::words::{Kind, Lock};
+use kcore_trace_ebpf::words::{Destination, Kind, Lock};
 use serde::{Deserialize, Serialize};
 
 use crate::probes;
@@ -42,6 +42,8 @@ const TEST_AND_SET_KEY: &str = "virt_spin_lock_key";
 const PV_SLOW_PATH: &str = "__pv_queued_spin_lock_slowpath";
 const PV_OPS: &str = "pv_ops";
 const TEXT_BOUNDS: [&str; 4] = ["_stext", "_etext", "_text", "_end"];
+/// What a copy goes to (`include/linux/uio.h`).
+const ITER_TYPE: &str = "iter_type";
 /// A symbol of `mm/vmalloc.c` in every era, to tell which of several equal names is meant.
 const ANCHOR: &str = "alloc_vmap_area";
 
@@ -71,6 +73,21 @@ pub struct BlockLayout {
     pub kind: Kind,
     pub lock: u64,
     pub free: u64,
+}
+
+/// What reads are told by, offsets in bytes; each absent where the kernel does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReadLayout {
+    /// Of `iov_iter.iter_type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iter_type: Option<u64>,
+    /// Values of `enum iter_type`, by [`Destination`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub iter_types: BTreeMap<String, u32>,
+    /// Of `seq_file.count`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq_count: Option<u64>,
 }
 
 /// Why each way of attaching is refused; absent where it is allowed.
@@ -117,6 +134,8 @@ pub struct Facts {
     pub vmap_node: Option<NodeLayout>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub vmap_block: Option<BlockLayout>,
+    #[serde(default)]
+    pub reads: ReadLayout,
 }
 
 /// What was found of the running kernel that must not leave the process.
@@ -180,6 +199,7 @@ impl Facts {
             tracepoints: tracepoints(btf),
             vmap_node: node_layout(btf),
             vmap_block: block_layout(btf),
+            reads: read_layout(btf),
         })
     }
 
@@ -323,12 +343,14 @@ fn wanted_types() -> HashSet<String> {
         "vmap_block",
         "paravirt_patch_template",
         "pv_lock_ops",
+        "iov_iter",
+        "seq_file",
     ];
     let functions = function_names();
-    let tracepoints = probes::TRACEPOINTS.iter().map(|(name, _)| *name);
-    let typedefs = tracepoints.chain([probes::RELEASE_TRACEPOINT]).map(typedef);
+    let typedefs = tracepoint_names().map(typedef);
     structs
         .into_iter()
+        .chain([ITER_TYPE])
         .chain(functions)
         .map(str::to_owned)
         .chain(typedefs)
@@ -354,7 +376,13 @@ fn wanted_symbols() -> HashSet<&'static str> {
         .collect()
 }
 
-/// Every function of the tables that a hook may be put on.
+/// Every BTF tracepoint of the tables.
+fn tracepoint_names() -> impl Iterator<Item = &'static str> {
+    let names = probes::TRACEPOINTS.iter().map(|(name, _)| *name);
+    names.chain([probes::RELEASE_TRACEPOINT, probes::SWITCH.0])
+}
+
+/// Every function of the tables that a hook may be put on, or a program ask for.
 fn function_names() -> impl Iterator<Item = &'static str> {
     let ops = probes::OPS.iter().flat_map(|op| op.symbols.iter().copied());
     let scopes = probes::BLOCK_SCOPES
@@ -363,7 +391,14 @@ fn function_names() -> impl Iterator<Item = &'static str> {
     let locks = probes::LOCK_FUNCTIONS
         .iter()
         .map(|function| function.symbol);
-    ops.chain(scopes).chain(locks).chain(probes::SEQUENCE)
+    let inside = probes::INSIDE
+        .iter()
+        .flat_map(|function| function.symbols.iter().copied());
+    ops.chain(scopes)
+        .chain(locks)
+        .chain(probes::SEQUENCE)
+        .chain(inside)
+        .chain([probes::CGROUP_HELPER])
 }
 
 fn functions(btf: &Btf, symbols: &Symbols) -> BTreeMap<String, FunctionFact> {
@@ -388,9 +423,7 @@ fn variables(symbols: &Symbols) -> BTreeSet<String> {
 }
 
 fn tracepoints(btf: &Btf) -> BTreeSet<String> {
-    let names = probes::TRACEPOINTS.iter().map(|(name, _)| *name);
-    names
-        .chain([probes::RELEASE_TRACEPOINT])
+    tracepoint_names()
         .filter(|name| btf.has_typedef(&typedef(name)))
         .map(str::to_owned)
         .collect()
@@ -421,6 +454,24 @@ fn block_layout(btf: &Btf) -> Option<BlockLayout> {
         lock: *lock,
         free: block.members.get("free")?.0,
     })
+}
+
+fn read_layout(btf: &Btf) -> ReadLayout {
+    let offset = |of: &str, member: &str| {
+        let of = btf.structure(of)?;
+        of.members.get(member).map(|(offset, _)| *offset)
+    };
+    let values = btf.enumeration(ITER_TYPE);
+    let value = |destination: &Destination| {
+        let name = destination.name();
+        let value = values?.get(&format!("ITER_{}", name.to_uppercase()))?;
+        Some((name.to_owned(), *value))
+    };
+    ReadLayout {
+        iter_type: offset("iov_iter", "iter_type"),
+        iter_types: Destination::ALL.iter().filter_map(value).collect(),
+        seq_count: offset("seq_file", "count"),
+    }
 }
 
 /// Tries each way of attaching, against something that every kernel has.

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::kernel::{Era, Facts, STATIC_LOCKS};
 use crate::model::{Coverage, HoldCoverage, Level, Missing, WaitCoverage};
-use crate::probes::{self, Attach, LockFunction, Part, program};
+use crate::probes::{self, Attach, Ends, LockFunction, Part, program, purpose};
 
 /// The ways of attaching, best first.
 #[derive(
@@ -48,6 +48,8 @@ pub struct Request {
     pub level: Level,
     /// The way of attaching that was asked for; the best one otherwise.
     pub hooks: Option<Hooks>,
+    /// Whether not to look at what happens inside holds, and at who reads.
+    pub without_inside: bool,
 }
 
 /// Why nothing can be measured.
@@ -144,6 +146,9 @@ impl Plan {
         draft.block_scopes(&locks);
         draft.ops();
         draft.tracepoints();
+        if !request.without_inside {
+            draft.inside();
+        }
         let era = facts.era();
         if era == Era::Unknown {
             draft.miss("era", "neither vread, vread_iter nor struct vmap_node is known to BTF; what is found by symbol is measured all the same");
@@ -180,6 +185,28 @@ impl Plan {
             .filter(|planned| !planned.holds)
             .map(|planned| planned.lock)
             .collect()
+    }
+
+    /// Whether it is seen what happens inside holds, and who reads.
+    pub fn sees_inside(&self) -> bool {
+        self.hooks_for(purpose::INSIDE)
+            .chain(self.hooks_for(purpose::READS))
+            .next()
+            .is_some()
+    }
+
+    /// The function that copies out of vmalloc memory, where its passes are seen.
+    pub fn pass(&self) -> Option<&str> {
+        let mut targets = self
+            .hooks_for(purpose::READS)
+            .map(|hook| hook.target.as_str());
+        targets.find(|target| probes::PASSES.contains(target))
+    }
+
+    fn hooks_for<'a>(&'a self, purpose: &'a str) -> impl Iterator<Item = &'a PlannedHook> {
+        self.programs
+            .iter()
+            .filter(move |hook| hook.purpose == purpose)
     }
 
     /// A planned lock, if it is one.
@@ -422,20 +449,25 @@ impl Draft<'_> {
             return;
         }
         for (symbols, stem) in probes::BLOCK_SCOPES {
-            self.pair(symbols, stem, Lock::VmapBlock.name());
+            self.hook(symbols, stem, Lock::VmapBlock.name(), Ends::Both);
         }
     }
 
-    /// Hooks entry and exit of the first of some functions that exists, by kprobe where fentry
-    /// can't have it (a part that GCC split off has no BTF). False if there is none.
-    fn pair(&mut self, symbols: &[&str], stem: &str, purpose: &str) -> bool {
+    /// The first of some functions that exists.
+    fn existing<'s>(&self, symbols: &[&'s str]) -> Option<&'s str> {
         let exists = |symbol: &&&str| self.facts.function(symbol).symbols == 1;
-        let Some(symbol) = symbols.iter().find(exists) else {
+        symbols.iter().find(exists).copied()
+    }
+
+    /// Hooks the ends of the first of some functions that exists, by kprobe where fentry can't have
+    /// it (a part that GCC split off has no BTF). False if there is none.
+    fn hook(&mut self, symbols: &[&str], stem: &str, purpose: &str, ends: Ends) -> bool {
+        let Some(symbol) = self.existing(symbols) else {
             return false;
         };
-        let by_probe = [Attach::Kprobe, Attach::Kretprobe];
+        let (by_trampoline, by_probe) = ends.attaches();
         let attaches = match (self.hooks, self.hookable(symbol)) {
-            (Hooks::Fentry, Ok(())) => [Attach::Fexit, Attach::Fentry],
+            (Hooks::Fentry, Ok(())) => by_trampoline,
             (Hooks::Kprobe, Ok(())) => by_probe,
             (_, Err(_)) if self.facts.refusals.kprobe.is_none() => by_probe,
             (_, Err(reason)) => {
@@ -445,7 +477,7 @@ impl Draft<'_> {
             (Hooks::Tracepoint, _) => return false,
         };
         for attach in attaches {
-            self.add(attach, symbol, stem, purpose);
+            self.add(*attach, symbol, stem, purpose);
         }
         true
     }
@@ -457,7 +489,7 @@ impl Draft<'_> {
         for op in probes::OPS {
             let passed = |symbol: &str| self.hookable(symbol).is_ok();
             if !op.unless.is_some_and(passed) {
-                self.pair(op.symbols, op.stem, op.op.name());
+                self.hook(op.symbols, op.stem, op.op.name(), Ends::Both);
             }
         }
         if !self.has_op(Op::Vmallocinfo) {
@@ -467,15 +499,9 @@ impl Draft<'_> {
 
     /// Up to 6.8: entry of `s_start` to return of `s_stop`, by address.
     fn sequence(&mut self) {
-        let [start, stop] = probes::SEQUENCE;
         let purpose = Op::Vmallocinfo.name();
-        let known = self.facts.function(start).symbols > 0 && self.facts.function(stop).symbols > 0;
         match &self.facts.refusals.kprobe {
-            None if known => {
-                self.add(Attach::Kretprobe, stop, "seqstop", purpose);
-                self.add(Attach::Kprobe, start, "seqstart", purpose);
-            }
-            None => {}
+            None => self.hook_sequence(["seqstart", "seqstop"], purpose),
             Some(reason) => {
                 let reason = format!("its functions can only be hooked by kprobe, and {reason}");
                 self.miss(purpose, &reason);
@@ -483,10 +509,74 @@ impl Draft<'_> {
         }
     }
 
+    fn hook_sequence(&mut self, [start, stop]: [&str; 2], purpose: &str) {
+        let [first, last] = probes::SEQUENCE;
+        let exists = |symbol| self.facts.function(symbol).symbols > 0;
+        if exists(first) && exists(last) {
+            self.add(Attach::Kretprobe, last, stop, purpose);
+            self.add(Attach::Kprobe, first, start, purpose);
+        }
+    }
+
     fn has_op(&self, op: Op) -> bool {
         self.programs
             .iter()
             .any(|planned| planned.purpose == op.name())
+    }
+
+    /// Hooks on what happens inside holds, and on who reads.
+    fn inside(&mut self) {
+        if self.level != Level::Full || self.hooks == Hooks::Tracepoint {
+            return;
+        }
+        for function in probes::INSIDE {
+            let found = self.existing(function.symbols);
+            let args = found.and_then(|symbol| self.facts.function(symbol).args);
+            match (found, args) {
+                (Some(symbol), Some(args)) if args != function.args => {
+                    let wanted = function.args;
+                    let reason = format!("it has {args} arguments here instead of {wanted}");
+                    self.miss(symbol, &reason);
+                }
+                _ => {
+                    self.hook(
+                        function.symbols,
+                        function.stem,
+                        function.purpose,
+                        function.ends,
+                    );
+                }
+            }
+        }
+        if self.existing(&["vmalloc_info_show"]).is_none() && self.facts.refusals.kprobe.is_none() {
+            self.hook_sequence(probes::READ_SEQUENCE, purpose::READS);
+        }
+        let (switch, stem) = probes::SWITCH;
+        if self.facts.tracepoints.contains(switch) {
+            self.add(Attach::Tracepoint, switch, stem, purpose::INSIDE);
+        } else {
+            self.miss(switch, "this kernel has no such BTF tracepoint, so time off the CPU inside holds is not seen");
+        }
+        self.inside_missing();
+    }
+
+    fn inside_missing(&mut self) {
+        let hooked = |draft: &Self, symbols: &[&str]| {
+            let mut targets = draft.programs.iter().map(|hook| hook.target.as_str());
+            targets.any(|target| symbols.contains(&target))
+        };
+        let absent = "no function that does it can be hooked on this kernel";
+        for (symbols, what) in [
+            (
+                &["read_kcore_iter", "read_kcore"][..],
+                "reads of /proc/kcore",
+            ),
+            (&["handle_mm_fault"], "page faults inside holds"),
+        ] {
+            if !hooked(self, symbols) {
+                self.miss(what, absent);
+            }
+        }
     }
 
     fn tracepoints(&mut self) {

@@ -9,8 +9,10 @@
 mod bars;
 mod blame;
 mod csv;
+mod inside;
 mod json;
 mod nodes;
+mod readers;
 mod reduced;
 mod tables;
 mod text;
@@ -23,7 +25,9 @@ use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde::Serialize;
 
 pub use blame::{BlameMatrix, BlameRow};
+pub use inside::{CopyRow, HoldRow, InsideView};
 pub use nodes::NodeRow;
+pub use readers::ReaderRow;
 pub use reduced::{ReducedLock, Reduction};
 
 use crate::distribution::{Bucket, Distribution};
@@ -60,6 +64,8 @@ pub enum By {
     Lock,
     /// The node that they belong to.
     Node,
+    /// Who read /proc/kcore and /proc/vmallocinfo, instead of locks.
+    Process,
 }
 
 /// Everything that a recording says in all.
@@ -90,6 +96,10 @@ pub struct Report {
     pub blame: Option<BlameMatrix>,
     /// Why they are not.
     pub blame_missing: Option<&'static str>,
+    /// Null where nobody looked.
+    pub inside: Option<InsideView>,
+    /// Those that others waited for longest first. Null where nobody looked.
+    pub readers: Option<Vec<ReaderRow>>,
 }
 
 /// What was measured, where, and for how long.
@@ -221,6 +231,7 @@ pub fn render(
         (Format::Csv, By::Op) => csv::by_op(report)?,
         (Format::Csv, By::Lock) => csv::by_lock(report)?,
         (Format::Csv, By::Node) => nodes::csv(report)?,
+        (Format::Csv, By::Process) => readers::csv(report)?,
     };
     out.write_all(rendered.as_bytes())?;
     out.flush()
@@ -255,6 +266,8 @@ impl Report {
             spreads: nodes::spreads(&recording.total),
             blame_missing: blame.as_ref().err().copied(),
             blame: blame.ok(),
+            inside: inside::view(header, &recording.total),
+            readers: readers::rows(header, &recording.total),
         }
     }
 }

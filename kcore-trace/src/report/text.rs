@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::tables::{self, Sides};
 use super::{By, Dist, LockTotal, Report, bars};
-use super::{blame, nodes, reduced};
+use super::{blame, inside, nodes, readers, reduced};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
 use crate::{table, units};
@@ -27,9 +27,12 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
                     .as_ref()
                     .and_then(|matrix| blame::text(matrix, columns)),
             );
+            blocks.extend(report.inside.iter().flat_map(inside::text));
+            blocks.extend(report.readers.as_deref().and_then(readers::block));
         }
         By::Lock => blocks.extend(locks(report, by, columns)),
         By::Node => blocks.push(nodes::text(report)),
+        By::Process => blocks.push(readers::text(report)),
     }
     if !report.ops.is_empty() {
         let table = tables::ops(&report.ops, report.recording.measured_ns);
@@ -170,12 +173,17 @@ fn losses(report: &Report) -> Vec<String> {
 }
 
 /// How many of what was lost, and what that means.
-fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 8] {
+fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 9] {
     [
         (
             loss.map_full,
             "sample",
             "counted and summed, but missing from percentiles",
+        ),
+        (
+            loss.unnamed_reads,
+            "read",
+            "of processes for which there was no room: counted under (others)",
         ),
         (
             loss.recursion_misses,

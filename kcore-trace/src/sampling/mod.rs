@@ -53,7 +53,7 @@ pub struct Limit {
 /// What measuring hands on.
 #[derive(Clone, Debug)]
 pub enum Event {
-    Sample(Sample),
+    Sample(Box<Sample>),
     /// From the end of the last sample on, another level is measured, by this plan.
     Step(Step, Plan),
 }
@@ -215,6 +215,8 @@ impl Sampler {
             coverage: plan.coverage.clone(),
             kinds: plan.kinds(),
             without_holds: plan.without_holds(),
+            inside: plan.sees_inside(),
+            pass: plan.pass().map(String::from),
             command,
             started_at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             interval_ns: self.measuring.interval.as_nanos() as u64,
@@ -313,7 +315,7 @@ impl Sampler {
             snapshot: Duration::ZERO,
             ..last.clone()
         };
-        each(Event::Sample(last))?;
+        each(Event::Sample(last.into()))?;
         self.active = None;
         let request = level.map(|level| Request {
             level,
@@ -328,7 +330,7 @@ impl Sampler {
                 self.active = attached.map(|(active, _)| active);
                 if rises {
                     let interval = self.end_interval(Measured::default());
-                    each(Event::Sample(Sample { interval, ..idle }))?;
+                    each(Event::Sample(Box::new(Sample { interval, ..idle })))?;
                 }
                 (level, reason)
             }
@@ -371,7 +373,7 @@ impl Sampler {
             tokio::select! {
                 _ = ticks.tick() => {
                     let sampled = self.sample();
-                    if let Err(error) = sampled.and_then(|sample| each(Event::Sample(sample))) {
+                    if let Err(error) = sampled.and_then(|sample| each(Event::Sample(sample.into()))) {
                         return Ok(failed(error));
                     }
                 }

@@ -9,9 +9,10 @@
 //! address behind it is never shown.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -163,50 +164,93 @@ fn search(file: &File, segment: Segment, mark: u64) -> Result<(u64, u64)> {
     bail!("found no page of ours in `{PATH}`")
 }
 
-/// Whether the memory that is read into has been touched before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Destination {
-    /// The kernel can write to it at once.
-    Touched,
-    /// The kernel's write faults, in every op.
-    Untouched,
+/// How an op reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reading {
+    pub(super) via: Via,
+    /// Whether the memory that is read into was never touched: the kernel's write faults, in every
+    /// op.
+    pub(super) untouched: bool,
+}
+
+/// The system call of a read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Via {
+    /// Into one buffer.
+    #[default]
+    Read,
+    /// Into two buffers.
+    Readv,
+    /// Into a pipe.
+    Splice,
 }
 
 /// One op: read the page.
 pub(super) struct Kcore {
     file: File,
     position: libc::off_t,
-    destination: Destination,
+    reading: Reading,
     buffer: Mapping,
+    /// Its ends to read from and to write to, where it is read into.
+    pipe: Option<(PipeReader, PipeWriter)>,
 }
 
 impl Kcore {
-    pub(super) fn open(position: u64, destination: Destination) -> io::Result<Self> {
+    pub(super) fn open(position: u64, reading: Reading) -> io::Result<Self> {
         let mut buffer = Mapping::private(READ_BYTES)?;
         buffer.as_mut_slice().fill(1);
         let position = position.try_into().map_err(io::Error::other)?;
         Ok(Self {
             file: File::open(PATH)?,
             position,
-            destination,
+            reading,
             buffer,
+            pipe: match reading.via {
+                Via::Splice => Some(io::pipe()?),
+                Via::Read | Via::Readv => None,
+            },
         })
+    }
+
+    fn read(&mut self) -> io::Result<usize> {
+        let (file, buffer) = (self.file.as_raw_fd(), self.buffer.start().as_ptr());
+        let read = match &self.pipe {
+            None if self.reading.via == Via::Readv => {
+                let half = READ_BYTES / 2;
+                let halves = [0, half].map(|start| libc::iovec {
+                    // SAFETY: inside the buffer.
+                    iov_base: unsafe { buffer.add(start) }.cast(),
+                    iov_len: half,
+                });
+                // SAFETY: as below.
+                unsafe { libc::preadv(file, halves.as_ptr(), 2, self.position) }
+            }
+            // SAFETY: the buffer is a mapping of `READ_BYTES` that is ours alone. No slice of it is
+            // made, because memory that is untouched has to stay so.
+            None => unsafe { libc::pread(file, buffer.cast(), READ_BYTES, self.position) },
+            Some((_, into)) => {
+                let (mut position, into) = (self.position, into.as_raw_fd());
+                // SAFETY: the position lives until the call returns.
+                unsafe { libc::splice(file, &raw mut position, into, null_mut(), READ_BYTES, 0) }
+            }
+        };
+        let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+        if let Some((from, _)) = &mut self.pipe {
+            // What is in the pipe has no room there the next time.
+            from.read_exact(&mut self.buffer.as_mut_slice()[..read])?;
+        }
+        Ok(read)
     }
 }
 
 impl Work for Kcore {
     fn step(&mut self, _left: u64) -> io::Result<u64> {
-        if self.destination == Destination::Untouched {
+        if self.reading.untouched {
             self.buffer.forget_pages()?;
         }
-        let buffer = self.buffer.start().as_ptr().cast();
-        // SAFETY: the buffer is a mapping of `READ_BYTES` that is ours alone. No slice of it is
-        // made, because memory that is untouched has to stay so.
-        let read = unsafe { libc::pread(self.file.as_raw_fd(), buffer, READ_BYTES, self.position) };
-        match usize::try_from(read) {
-            Ok(READ_BYTES) => Ok(1),
-            Ok(_) => Err(io::Error::from_raw_os_error(libc::ENODATA)),
-            Err(_) => Err(io::Error::last_os_error()),
+        match self.read()? {
+            READ_BYTES => Ok(1),
+            _ => Err(io::Error::from_raw_os_error(libc::ENODATA)),
         }
     }
 }

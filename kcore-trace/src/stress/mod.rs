@@ -25,7 +25,7 @@ use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crew::{Amount, Crew, End, Outcome};
-use kcore::{Destination, Page};
+use kcore::{Page, Reading, Via};
 use signals::Signals;
 use work::{Job, Kind, Vmallocinfo};
 
@@ -57,6 +57,10 @@ pub struct StressArgs {
     /// Let --kcore read into memory that was never touched, so that the kernel's copy faults
     #[arg(long, requires = "kcore")]
     pub untouched: bool,
+
+    /// The system call by which --kcore reads
+    #[arg(long, value_enum, default_value_t, requires = "kcore")]
+    pub via: Via,
 
     /// Ops that each process does
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "duration")]
@@ -119,12 +123,15 @@ impl StressArgs {
         }
     }
 
-    fn destination(&self) -> Destination {
-        if self.untouched {
-            Destination::Untouched
-        } else {
-            Destination::Touched
-        }
+    fn reading(&self) -> Result<Reading> {
+        ensure!(
+            !(self.untouched && self.via == Via::Splice),
+            "--untouched is about memory that is read into, which --via splice has none of"
+        );
+        Ok(Reading {
+            via: self.via,
+            untouched: self.untouched,
+        })
     }
 }
 
@@ -144,10 +151,11 @@ pub fn run(args: &StressArgs) -> Result<()> {
     );
     let amount = args.amount();
     let groups = args.groups(online_cpus())?;
+    let reading = args.reading()?;
     check(&groups)?;
     maps::lift_memlock_limit();
     let page = needs(&groups, Kind::Kcore).then(Page::find).transpose()?;
-    let jobs = jobs(&groups, page.as_ref(), args.destination());
+    let jobs = jobs(&groups, page.as_ref(), reading);
 
     let signals = Signals::block().context("failed to block signals")?;
     let used_before_kib = maps::vmalloc_used_kib();
@@ -194,12 +202,12 @@ fn check(groups: &[(Kind, u32)]) -> Result<()> {
     Ok(())
 }
 
-fn jobs(groups: &[(Kind, u32)], page: Option<&Page>, destination: Destination) -> Vec<Job> {
+fn jobs(groups: &[(Kind, u32)], page: Option<&Page>, reading: Reading) -> Vec<Job> {
     let job = |kind| match kind {
         Kind::Maps => Some(Job::Maps),
         Kind::Kcore => page.map(|page| Job::Kcore {
             position: page.position,
-            destination,
+            reading,
         }),
         Kind::Vmallocinfo => Some(Job::Vmallocinfo),
         Kind::Threads => Some(Job::Threads),
@@ -433,16 +441,14 @@ mod tests {
     }
 
     #[test]
-    fn untouched_memory_is_for_kcore_alone() {
+    fn how_to_read_is_for_kcore_alone() {
         assert!(parse("--maps 1 --untouched").is_err());
-        assert_eq!(
-            parse("--kcore 1 --untouched").unwrap().destination(),
-            Destination::Untouched
-        );
-        assert_eq!(
-            parse("--kcore 1").unwrap().destination(),
-            Destination::Touched
-        );
+        assert!(parse("--maps 1 --via readv").is_err());
+        let reading = |line| parse(line).unwrap().reading();
+        assert!(reading("--kcore 1 --untouched").unwrap().untouched);
+        assert_eq!(reading("--kcore 1").unwrap(), Reading::default());
+        assert_eq!(reading("--kcore 1 --via splice").unwrap().via, Via::Splice);
+        assert!(reading("--kcore 1 --via splice --untouched").is_err());
     }
 
     #[test]

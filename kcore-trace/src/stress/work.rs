@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::sync::Mutex;
 use std::thread;
 
-use super::kcore::{Destination, Kcore};
+use super::kcore::{Kcore, Reading};
 use super::maps::Maps;
 
 /// What a process does over and over.
@@ -60,6 +60,9 @@ impl Kind {
                 "this kernel has no such file, it needs CONFIG_PROC_KCORE"
             }
             (Self::Kcore, libc::ENODATA) => "the kernel gave less than a page",
+            (Self::Kcore, libc::EINVAL) => {
+                "this kernel cannot splice from it, which came with 5.11: leave out --via splice"
+            }
             (Self::Vmallocinfo, libc::EPERM | libc::EACCES) => "run as root",
             (Self::Vmallocinfo, libc::ENOENT) => "procfs has to be mounted at /proc",
             (Self::Threads, libc::EAGAIN) => {
@@ -82,7 +85,7 @@ pub(super) enum Job {
     /// Reads at a position of `/proc/kcore`.
     Kcore {
         position: u64,
-        destination: Destination,
+        reading: Reading,
     },
     Vmallocinfo,
     Threads,
@@ -102,10 +105,7 @@ impl Job {
     pub(super) fn open(self) -> io::Result<Box<dyn Work>> {
         Ok(match self {
             Self::Maps => Box::new(Maps),
-            Self::Kcore {
-                position,
-                destination,
-            } => Box::new(Kcore::open(position, destination)?),
+            Self::Kcore { position, reading } => Box::new(Kcore::open(position, reading)?),
             Self::Vmallocinfo => Box::new(Vmallocinfo::new()),
             Self::Threads => Box::new(Threads),
         })

@@ -21,6 +21,12 @@ const UNSHOWN: &[&str] = &[
     "kcore_trace_failed_trylocks_total",
     "kcore_trace_aborted_waits_total",
     "kcore_trace_aborted_wait_seconds_total",
+    "kcore_trace_hold_page_fault_seconds_total",
+    "kcore_trace_hold_preemptions_total",
+    "kcore_trace_kcore_reads_total",
+    "kcore_trace_kcore_read_bytes_total",
+    "kcore_trace_kcore_page_faults_total",
+    "kcore_trace_reader_bytes_total",
     "kcore_trace_waits_in_flight",
     "kcore_trace_holds_in_flight",
     // Labels for whoever looks closer; the panels count them.

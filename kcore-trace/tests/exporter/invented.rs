@@ -11,14 +11,14 @@ use kcore_trace::host::Host;
 use kcore_trace::kernel::Facts;
 use kcore_trace::loader::ProgramCost;
 use kcore_trace::model::{
-    Blame, BlameKey, Cell, CellKey, Header, Interval, KernelName, Level, Loss, Measured, Nodes,
-    OpCell, Purpose,
+    Blame, BlameKey, Cell, CellKey, Copies, Header, Inside, Interval, KernelName, Level, Loss,
+    Measured, Nodes, OpCell, Process, Purpose, Reader, ReaderKey,
 };
 use kcore_trace::plan::{Plan, Request};
 use kcore_trace::sampling::{Overhead, Sample};
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::node;
-use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
+use kcore_trace_ebpf::words::{Destination, Intent, Lock, Mode, Op, Source, cell};
 
 pub(crate) const ANY_PORT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -31,7 +31,11 @@ pub(crate) fn plan(kernel: &str, level: Level) -> (Facts, Plan) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/plans");
     let text = std::fs::read_to_string(folder.join(format!("{kernel}.facts.json"))).unwrap();
     let facts = serde_json::from_str(&text).unwrap();
-    let plan = Plan::choose(&facts, &Request { level, hooks: None }).unwrap();
+    let request = Request {
+        level,
+        ..Request::default()
+    };
+    let plan = Plan::choose(&facts, &request).unwrap();
     (facts, plan)
 }
 
@@ -52,6 +56,8 @@ pub(crate) fn header(facts: &Facts, plan: &Plan) -> Header {
         coverage: plan.coverage.clone(),
         kinds: plan.kinds(),
         without_holds: plan.without_holds(),
+        inside: plan.sees_inside(),
+        pass: plan.pass().map(String::from),
         command: Vec::new(),
         started_at: "2026-11-22T22:50:00Z".into(),
         interval_ns: SECOND_NS,
@@ -176,17 +182,67 @@ fn blame() -> BTreeMap<BlameKey, Blame> {
     keys.map(|key| (key, met)).collect()
 }
 
-/// An interval in which everything happens that there are words for, in long and short.
-pub(crate) fn everything(second: u64) -> Sample {
-    let spread: Vec<_> = (0..36).map(|power| (3 << power >> 1, 5)).collect();
-    let cells = (0..cell::COUNT).map(|index| {
+const INSIDE: Inside = Inside {
+    faults: 1,
+    fault_ns: 2,
+    switches: 3,
+    preemptions: 4,
+    off_cpu_ns: 5,
+    sleeps: 6,
+    sleep_ns: 7,
+};
+
+const COPIES: Copies = Copies {
+    reads: 1,
+    bytes: 2,
+    passes: 3,
+    pass_bytes: 4,
+    short_passes: 5,
+    fault_ins: 6,
+    faults: 7,
+    fault_ns: 8,
+};
+
+fn keys() -> impl Iterator<Item = CellKey> {
+    (0..cell::COUNT).map(|index| {
         let (lock, mode, intent, op) = cell::words(index).unwrap();
-        let key = CellKey {
+        CellKey {
             lock,
             mode,
             intent,
             op,
-        };
+        }
+    })
+}
+
+/// More processes read both files than an exporter has names for.
+fn readers() -> BTreeMap<ReaderKey, Reader> {
+    let process = |pid| Process {
+        pid,
+        comm: format!("reader-{pid}"),
+        cgroup: None,
+    };
+    let files = Source::ALL.iter().copied();
+    let keys = files.flat_map(|file| {
+        (1..=200).map(move |pid| ReaderKey {
+            file,
+            process: Some(process(pid)),
+        })
+    });
+    let read = Reader {
+        reads: 1,
+        bytes: 4096,
+        inflicted_waits: 2,
+        inflicted_ns: SECOND_NS,
+        ..Reader::default()
+    };
+    keys.map(|key| (key, read)).collect()
+}
+
+/// An interval in which everything happens that there are words for, in long and short.
+pub(crate) fn everything(second: u64) -> Sample {
+    let spread: Vec<_> = (0..36).map(|power| (3 << power >> 1, 5)).collect();
+    let cells = keys().map(|key| {
         let cell = Cell {
             aborted: 1,
             aborted_wait_ns: 2_000_000_000,
@@ -205,9 +261,13 @@ pub(crate) fn everything(second: u64) -> Sample {
         ops: ops.collect(),
         nodes: node::LOCKS.map(|lock| (lock, nodes(NODES))).into(),
         blame: blame(),
+        inside: keys().map(|key| (key, INSIDE)).collect(),
+        copies: Destination::ALL.iter().map(|to| (*to, COPIES)).collect(),
+        readers: readers(),
         loss: Loss {
             recursion_misses: 1,
             map_full: 2,
+            unnamed_reads: 9,
             unmatched_releases: 3,
             unmatched_acquisitions: 4,
             unknown_sites: 5,

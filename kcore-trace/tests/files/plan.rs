@@ -23,7 +23,12 @@ fn facts(kernel: &str) -> Facts {
 }
 
 fn plan(kernel: &str, level: Level, hooks: Option<Hooks>) -> Result<Plan, PlanError> {
-    Plan::choose(&facts(kernel), &Request { level, hooks })
+    let request = Request {
+        level,
+        hooks,
+        ..Request::default()
+    };
+    Plan::choose(&facts(kernel), &request)
 }
 
 fn full(kernel: &str) -> Plan {

@@ -135,6 +135,26 @@ fn nodes_and_holders_are_read_back_and_add_up() {
 }
 
 #[test]
+fn what_happened_inside_and_who_read_are_read_back_and_add_up() {
+    let (_folder, path) = folder();
+    let intervals: Vec<_> = (0..200)
+        .map(|index| sample::interval(index, sample::looked(index % 3)))
+        .collect();
+    write(&path, &sample::looking_header(), &intervals);
+    let recording = Recording::open(&path).unwrap();
+    assert_eq!(recording.header, sample::looking_header());
+    assert_eq!(recording.total, sample::sum(&intervals));
+    let mut parts = Measured::default();
+    for part in recording.parts(1).unwrap() {
+        parts.add(&part);
+    }
+    assert!(!parts.inside.is_empty());
+    assert_eq!(parts.inside, recording.total.inside);
+    assert_eq!(parts.copies, recording.total.copies);
+    assert_eq!(parts.readers, recording.total.readers);
+}
+
+#[test]
 fn every_reason_to_end_is_read_back() {
     for end in [
         End::Duration,

@@ -103,6 +103,13 @@ fn per_node() -> Report {
     )
 }
 
+fn looked() -> Report {
+    let intervals: Vec<_> = (0..3)
+        .map(|n| sample::interval(n, sample::looked(n)))
+        .collect();
+    report(&sample::looking_header(), &intervals, 0)
+}
+
 fn by(report: &Report, by: By, format: Format) -> String {
     let mut bytes = Vec::new();
     render(report, format, by, None, &mut bytes).expect("memory takes every write");
@@ -400,4 +407,33 @@ fn the_json_has_the_promised_schema() {
             "count sum_ns min_ns max_ns p50_ns p90_ns p99_ns p999_ns",
         );
     }
+}
+
+#[test]
+fn what_happened_inside_and_who_read_stand_below_the_locks() {
+    let report = looked();
+    assert_golden("inside.txt", &text(&report));
+    assert_golden("readers.txt", &by(&report, By::Process, Format::Text));
+    assert_golden("readers.csv", &by(&report, By::Process, Format::Csv));
+    let json = json(&report);
+    let [purge, reads] = [0, 1].map(|index| &json["inside"]["holds"][index]);
+    assert_eq!(purge["lock"], "vmap_purge_lock");
+    assert_eq!(purge["preemptions"], 3 * 2);
+    assert_eq!(reads["faults"], 3 * 22);
+    assert_eq!(json["inside"]["copies"][0]["destination"], "ubuf");
+    assert_eq!(json["inside"]["pass"], "vread_iter");
+    let reader = &json["readers"][0];
+    assert_eq!(reader["process"]["comm"], "crash");
+    assert_eq!(reader["inflicted_ns"], Value::Null);
+    assert_eq!(json["readers"][1]["process"], Value::Null);
+}
+
+#[test]
+fn where_nobody_looked_there_is_null_and_the_reason() {
+    let report = busy();
+    let json = json(&report);
+    assert_eq!(json["inside"], Value::Null);
+    assert_eq!(json["readers"], Value::Null);
+    let text = by(&report, By::Process, Format::Text);
+    assert!(text.contains("--no-inside"), "{text}");
 }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use kcore_trace::distribution::{Distribution, Exact};
 use kcore_trace::host::Host;
 use kcore_trace::model::{
-    Blame, BlameKey, Cell, CellKey, Coverage, Header, HoldCoverage, Interval, KernelName, Level,
-    Loss, Measured, Missing, Nodes, OpCell, Purpose, WaitCoverage,
+    Blame, BlameKey, Cell, CellKey, Copies, Coverage, Header, HoldCoverage, Inside, Interval,
+    KernelName, Level, Loss, Measured, Missing, Nodes, OpCell, Process, Purpose, Reader, ReaderKey,
+    WaitCoverage,
 };
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
+use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
 
 pub(crate) const SECOND_NS: u64 = 1_000_000_000;
 
@@ -110,6 +111,8 @@ pub(crate) fn header() -> Header {
         ]
         .into(),
         without_holds: Vec::new(),
+        inside: false,
+        pass: None,
         command: ["kcore-trace", "stress", "--maps", "4", "--kcore", "2"]
             .map(String::from)
             .to_vec(),
@@ -129,6 +132,95 @@ fn host() -> Host {
         clocksource: "kvm-clock".into(),
         spinlocks: "pv".into(),
         ..Host::default()
+    }
+}
+
+/// A reader faults under the lock of /proc/kcore, and a purge is preempted.
+fn inside() -> BTreeMap<CellKey, Inside> {
+    BTreeMap::from([
+        (
+            key(Lock::Kclist, Mode::Shared, Intent::Read, Op::Vread),
+            Inside {
+                faults: 22,
+                fault_ns: 31_000,
+                ..Inside::default()
+            },
+        ),
+        (
+            exclusive(Lock::VmapPurge, Intent::Write, Op::Purge),
+            Inside {
+                switches: 3,
+                preemptions: 2,
+                off_cpu_ns: 4_100_000,
+                ..Inside::default()
+            },
+        ),
+    ])
+}
+
+/// A crash utility, and someone for whom there was no room.
+fn readers() -> BTreeMap<ReaderKey, Reader> {
+    let crash = Process {
+        pid: 4711,
+        comm: "crash".into(),
+        cgroup: Some("/user.slice".into()),
+    };
+    let reader = |file, process| ReaderKey { file, process };
+    BTreeMap::from([
+        (
+            reader(Source::Kcore, Some(crash)),
+            Reader {
+                reads: 310,
+                bytes: 310 * 4096,
+                read_ns: 133_000_000,
+                waits: 55,
+                wait_ns: 72_000,
+                holds: 330,
+                hold_ns: 127_000_000,
+                inflicted_waits: 640,
+                inflicted_ns: 3_100_000,
+            },
+        ),
+        (
+            reader(Source::Vmallocinfo, None),
+            Reader {
+                reads: 2,
+                bytes: 9000,
+                read_ns: 800_000,
+                ..Reader::default()
+            },
+        ),
+    ])
+}
+
+/// A recorder that looked inside holds and at readers.
+pub(crate) fn looking_header() -> Header {
+    Header {
+        inside: true,
+        pass: Some("vread_iter".into()),
+        ..header()
+    }
+}
+
+/// What it saw beside [`busy`].
+pub(crate) fn looked(seed: u64) -> Measured {
+    Measured {
+        inside: inside(),
+        copies: BTreeMap::from([(
+            Destination::Ubuf,
+            Copies {
+                reads: 310,
+                bytes: 310 * 4096,
+                passes: 330,
+                pass_bytes: 310 * 4096,
+                short_passes: 20,
+                fault_ins: 20,
+                faults: 22,
+                fault_ns: 31_000,
+            },
+        )]),
+        readers: readers(),
+        ..busy(seed)
     }
 }
 

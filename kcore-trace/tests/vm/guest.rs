@@ -59,6 +59,8 @@ pub(crate) struct Needs {
     pub(crate) variants: bool,
     /// Whether it needs a module that only the lab's own builds have.
     pub(crate) module: bool,
+    /// Whether it runs only if the filter is its name.
+    pub(crate) naming: bool,
 }
 
 /// How a case ended, unless it failed.
@@ -171,7 +173,8 @@ impl Guest {
         let mut good = true;
         let mut count = 0;
         for case in cases.iter().filter(|case| wanted(case)) {
-            if !case.name.contains(&self.filter) {
+            let named = case.name == self.filter;
+            if !case.name.contains(&self.filter) || (case.needs.naming && !named) {
                 continue;
             }
             count += 1;

@@ -13,7 +13,7 @@ mod tool;
 
 use std::process::ExitCode;
 
-use cases::{blame, blocks, churn, endings, exporter, guard, nodes, plan, refusals};
+use cases::{blame, blocks, churn, endings, exporter, guard, inside, nodes, plan, refusals};
 use guest::{Case, Needs};
 
 /// A case for guests of any shape.
@@ -26,6 +26,7 @@ const fn case(name: &'static str, run: guest::Run) -> Case {
             native: false,
             variants: false,
             module: false,
+            naming: false,
         },
         run,
     }
@@ -53,6 +54,12 @@ impl Case {
     /// Holds whatever the type of the locks: also runs on the lab's own builds.
     const fn for_every_type(mut self) -> Self {
         self.needs.variants = true;
+        self
+    }
+
+    /// Runs only where it is asked for by its name.
+    const fn on_request(mut self) -> Self {
+        self.needs.naming = true;
         self
     }
 
@@ -157,6 +164,7 @@ const CASES: &[Case] = &[
     )
     .alone()
     .anywhere(),
+    case("an_exporter_sends_its_pages", exporter::sends_pages).on_request(),
     case("an_exporter_ends_in_order", exporter::ends_in_order)
         .alone()
         .anywhere(),
@@ -226,6 +234,40 @@ const CASES: &[Case] = &[
         "holders_are_known_only_where_acquisitions_are_seen_when_owned",
         blame::needs_ownership,
     ),
+    case(
+        "fentry_counts_the_faults_of_untouched_pages_by_era",
+        inside::fentry_faults,
+    )
+    .alone()
+    .for_every_type(),
+    case(
+        "kprobe_counts_the_faults_of_untouched_pages_by_era",
+        inside::kprobe_faults,
+    )
+    .alone()
+    .for_every_type(),
+    case(
+        "reads_into_buffers_and_pipes_are_told_apart",
+        inside::destinations,
+    )
+    .alone()
+    .for_every_type(),
+    case(
+        "fentry_tells_who_reads_and_what_others_waited_for_that",
+        inside::fentry_readers,
+    )
+    .for_every_type(),
+    case("kprobe_tells_who_reads", inside::kprobe_readers)
+        .alone()
+        .for_every_type(),
+    case("nobody_reads_where_nobody_reads", inside::no_readers).alone(),
+    case(
+        "a_read_is_counted_however_many_readers_there_are",
+        inside::many_readers,
+    )
+    .alone(),
+    case("nobody_sleeps_with_a_spinlock", inside::sleeps).for_every_type(),
+    case("what_happens_inside_can_be_left_out", inside::left_out).alone(),
     case("a_guard_reduces_the_level_step_by_step", guard::reduces).parallel(),
     case(
         "fentry_counts_the_locks_of_every_block",

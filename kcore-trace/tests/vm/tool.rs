@@ -103,22 +103,26 @@ pub(crate) fn recorded(flags: &'static [&'static str]) -> Result<Report> {
 }
 
 fn record(flags: &[&str]) -> Result<Report> {
+    recorded_load(flags, &load::args()[1..])
+}
+
+/// Records a load of `stress` with these flags.
+pub(crate) fn recorded_load(flags: &[&str], load: &[&str]) -> Result<Report> {
     let path = fresh("load");
-    let mut args = vec![
-        "record",
-        "-o",
-        path.to_str().context("a path that is not UTF-8")?,
-    ];
+    let file = path.to_str().context("a path that is not UTF-8")?;
+    let mut args = vec!["record", "-o", file];
     args.extend(flags);
-    args.extend(["--", EXE, guest::TOOL]);
-    args.extend(load::args());
+    args.extend(["--", EXE, guest::TOOL, "stress"]);
+    args.extend(load);
     let output = run(&args)?;
     // For whoever reads the console of a failed boot.
     println!("{}", complaint(&output));
     ensure!(output.status.success(), "{}", complaint(&output));
-    let text = run(&["report", path.to_str().context("a path that is not UTF-8")?])?;
+    let text = run(&["report", file])?;
     println!("{}", String::from_utf8_lossy(&text.stdout));
-    report(&path)
+    let report = report(&path);
+    std::fs::remove_file(&path)?;
+    report
 }
 
 /// A report, as its JSON.
@@ -167,7 +171,13 @@ impl Report {
     }
 
     pub(crate) fn rows(&self, what: &str) -> impl Iterator<Item = &Value> {
-        self.0[what].as_array().into_iter().flatten()
+        self.rows_of(&[what])
+    }
+
+    /// The rows of a table, by the names on the way to it.
+    pub(crate) fn rows_of<'a>(&'a self, way: &[&str]) -> impl Iterator<Item = &'a Value> + use<'a> {
+        let table = way.iter().fold(&self.0, |value, name| &value[name]);
+        table.as_array().into_iter().flatten()
     }
 
     /// The lock of the index of busy areas in this era.

@@ -71,7 +71,7 @@ pub(crate) const AGAIN: &str = "none-again";
 /// The name of the row with one probe of bpftrace's.
 pub(crate) const ONE_PROBE: &str = "bpftrace-one";
 
-pub(crate) static ROWS: [Row; 13] = [
+pub(crate) static ROWS: [Row; 14] = [
     row(BASE, "nothing watches", None, How::Nothing),
     row(AGAIN, "the same once more", None, How::Nothing),
     row(
@@ -93,6 +93,12 @@ pub(crate) static ROWS: [Row; 13] = [
         How::Floor,
     ),
     row("full", "kcore-trace record", FULL, How::Record(&[])),
+    row(
+        "full-no-inside",
+        "the same, without what happens inside holds and who reads",
+        FULL,
+        How::Record(&["--no-inside"]),
+    ),
     row(
         "full-unread",
         "the same, its counters not read meanwhile",

@@ -16,8 +16,14 @@ const HOST: &str = r#"instance=~"$host""#;
 const NO_NODES: &str = "No node's lock was waited for: kernels up to 6.8 have no nodes.";
 /// What stands in a panel of holds where they are not measured.
 const NO_HOLDS: &str = "Not measured here: holds are seen at level full, and not by tracepoints.";
-/// Adds the kernel's release to series of a host.
-const RELEASE: &str = r#" * on (instance) group_left (release) kcore_trace_kernel_info{release=~"$baseline|$candidate"}"#;
+/// What stands in a panel of readers where there are none.
+const NOBODY_READS: &str =
+    "Nobody read them, or it is not measured here: readers are seen at level full.";
+/// What stands in a panel of what happens inside holds where nothing did.
+const NO_FAULTS: &str = "It did not happen, or it is not measured here: it is seen at level full.";
+/// The kernels that are compared. Grafana escapes what is special in a regular expression only in
+/// variables that can have several values, and a release can have a plus.
+const COMPARED: &str = r#"(kcore_trace_kernel_info{release="$baseline"} or kcore_trace_kernel_info{release=~"$candidate"})"#;
 
 /// All dashboards.
 pub(super) fn all() -> Vec<Board> {
@@ -114,6 +120,7 @@ fn locks() -> Board {
             which_lock(),
             how_long(),
             who_holds(),
+            what_happens_inside(),
             which_nodes(),
             trust(),
         ],
@@ -306,6 +313,66 @@ fn who_holds() -> Row {
     }
 }
 
+fn what_happens_inside() -> Row {
+    let rate =
+        |of: &str, labels: &str| format!("rate(kcore_trace_{of}_total{{{labels}}}[{WINDOW}])");
+    let by_lock = |of: &str| format!("sum by (lock, op) ({}) > 0", rate(of, CHOSEN));
+    let by_process = |of: &str| format!("topk(10, sum by (comm, file) ({}))", rate(of, HOST));
+    Row {
+        title: "Who reads, and what happens inside? (level full)",
+        panels: vec![
+            panel(
+                (Shape::Lines, "short", HALF),
+                "Tasks that wait for a reader at a time, by its process",
+                "How many tasks wait, on average, for a lock that a process held while it read /proc/kcore or /proc/vmallocinfo. The ten worst, by name.",
+                [query(by_process("reader_inflicted_wait_seconds"), "{{comm}}, {{file}}")],
+            )
+            .absent(NOBODY_READS),
+            panel(
+                (Shape::Lines, "reqps", HALF),
+                "Reads of /proc/kcore and /proc/vmallocinfo, by process",
+                "The ten that read most often, by name.",
+                [query(by_process("reader_reads"), "{{comm}}, {{file}}")],
+            )
+            .absent(NOBODY_READS),
+            panel(
+                (Shape::Lines, "cps", HALF),
+                "Page faults while a lock is held",
+                "Page faults that a task served while it held a lock that one may sleep with. Each of them can take as long as a disk does, and everybody else waits.",
+                [query(by_lock("hold_page_faults"), "{{lock}}, {{op}}")],
+            )
+            .absent(NO_FAULTS),
+            panel(
+                (Shape::Stack, "percentunit", HALF),
+                "Time that holders are off their CPU",
+                "Seconds per second that the holder of a lock was asleep or preempted, with the lock held.",
+                [query(by_lock("hold_off_cpu_seconds"), "{{lock}}, {{op}}")],
+            )
+            .absent(NO_FAULTS),
+            panel(
+                (Shape::Stack, "short", HALF),
+                "Waiters asleep at a time",
+                "How many tasks wait asleep for a lock at a time, on average; those who spin instead are in the panels above.",
+                [query(by_lock("wait_sleep_seconds"), "{{lock}}, {{op}}")],
+            )
+            .absent(NO_FAULTS),
+            panel(
+                (Shape::Lines, "cps", HALF),
+                "Reads of /proc/kcore that had to try again",
+                "Passes over vmalloc memory, and those that stopped short because the memory to copy to was not there: each takes the lock once more.",
+                [
+                    query(format!("sum({})", rate("kcore_passes", HOST)), "passes"),
+                    query(
+                        format!("sum({})", rate("kcore_short_passes", HOST)),
+                        "stopped short",
+                    ),
+                ],
+            )
+            .absent(NOBODY_READS),
+        ],
+    }
+}
+
 fn which_nodes() -> Row {
     let rate = |of: &str| format!("rate(kcore_trace_node_{of}_total{{{CHOSEN}}}[{WINDOW}])");
     let (waiting, contended) = (rate("wait_seconds"), rate("contended_acquisitions"));
@@ -443,11 +510,12 @@ fn trust() -> Row {
 /// A kernel against others, whichever hosts run them.
 fn kernels() -> Board {
     let waiting = seconds(WAIT, "");
-    let by_release = |of: &str| format!("sum by (release) ({of}{RELEASE})");
+    let compared = format!(" * on (instance) group_left (release) {COMPARED}");
+    let by_release = |of: &str| format!("sum by (release) ({of}{compared})");
     let cpus = by_release("kcore_trace_cpus_online");
     let contended = format!("rate(kcore_trace_contended_acquisitions_total[{WINDOW}])");
     let spinning = seconds(WAIT, r#"kind="spinlock""#);
-    let p99 = |by: &str| joined_quantile(0.99, WAIT, "", by, RELEASE);
+    let p99 = |by: &str| joined_quantile(0.99, WAIT, "", by, &compared);
     let ratio = |of: &dyn Fn(&str) -> String| {
         let candidate = of(r#"release=~"$candidate""#);
         let baseline = of(r#"release="$baseline""#);
@@ -538,7 +606,9 @@ fn kernels() -> Board {
                         "Kernels",
                         "Which kernels run on how many hosts, and how they lock vmalloc.",
                         [query(
-                            r#"count by (release, era, spinlocks, virtualisation) (kcore_trace_kernel_info{release=~"$baseline|$candidate"})"#,
+                            format!(
+                                "count by (release, era, spinlocks, virtualisation) ({COMPARED})"
+                            ),
                             "hosts",
                         )],
                     ),

@@ -23,9 +23,11 @@ use super::{
     boards,
     packages::Programs,
     prometheus::{HOSTS, Prometheus, get, number},
+    replay::Pages,
 };
 use crate::{
     command::shown,
+    lab::kernels::Kernel,
     places::{Places, wait_for_turn},
     privilege::Privilege,
     tally::Tally,
@@ -48,45 +50,61 @@ const NEAR: std::ops::RangeInclusive<f64> = 1.0 / 1.04..=1.04;
 
 /// What cannot have data on this kernel or in this set-up, and why.
 struct Excuse {
-    /// A part of the query.
-    query: &'static str,
+    /// Parts of queries.
+    queries: &'static [&'static str],
     reason: &'static str,
     holds: fn(&Seen) -> bool,
 }
 
+impl Excuse {
+    fn fits(&self, query: &str) -> bool {
+        self.queries.iter().any(|part| query.contains(part))
+    }
+}
+
 const EXCUSES: &[Excuse] = &[
     Excuse {
-        query: "kcore_trace_hold_seconds",
+        queries: &["kcore_trace_hold_"],
         reason: "holds are not seen at this level, or by tracepoints",
         holds: |seen| !seen.holds,
     },
     Excuse {
-        query: "kcore_trace_blamed_",
+        queries: &["kcore_trace_wait_sleep"],
+        reason: "nobody waited asleep",
+        holds: |seen| seen.asleep == 0.0,
+    },
+    Excuse {
+        queries: &["kcore_trace_blamed_"],
         reason: "holders are not known at this level, or by tracepoints",
         holds: |seen| !seen.holds,
     },
     Excuse {
-        query: "kcore_trace_node_",
+        queries: &["kcore_trace_reader_", "kcore_trace_kcore_"],
+        reason: "readers are not seen at this level, or by tracepoints",
+        holds: |seen| !seen.holds,
+    },
+    Excuse {
+        queries: &["kcore_trace_node_"],
         reason: "the kernel has no nodes",
         holds: |seen| !seen.nodes,
     },
     Excuse {
-        query: "kcore_trace_program_run_seconds_total",
+        queries: &["kcore_trace_program_run_seconds_total"],
         reason: "kernel.bpf_stats_enabled is off",
         holds: |seen| !seen.program_statistics,
     },
     Excuse {
-        query: r#"reason!="recursion-miss""#,
+        queries: &[r#"reason!="recursion-miss""#],
         reason: "nothing was lost",
         holds: |seen| seen.lost == 0.0,
     },
     Excuse {
-        query: "kcore_trace_hook_missing_info",
+        queries: &["kcore_trace_hook_missing_info"],
         reason: "nothing is missing",
         holds: |seen| !seen.missing,
     },
     Excuse {
-        query: "offset 1h",
+        queries: &["offset 1h"],
         reason: "nothing is an hour old",
         holds: |_| true,
     },
@@ -99,6 +117,44 @@ struct Seen {
     program_statistics: bool,
     lost: f64,
     missing: bool,
+    asleep: f64,
+}
+
+/// The same queries on the pages of a guest's exporter, at level full.
+pub(super) fn check_guest(
+    places: &Places,
+    programs: &Programs,
+    kernel: &Kernel,
+    tool: &Path,
+    stay: bool,
+) -> Result<Tally> {
+    let (_turn, folder) = own_folder(places, "dashboards-guest")?;
+    let pages = Pages::take(kernel, tool, &folder)?;
+    let duration = pages.duration();
+    let rules = places.root.join("dashboards/rules.yaml");
+    let prometheus = Prometheus::start(programs, pages.show()?, &rules, &folder)?;
+    thread::sleep(duration);
+    if stay {
+        println!(
+            "Prometheus at http://{}, with the pages of a guest; Return ends it",
+            prometheus.address()
+        );
+        std::io::stdin().lock().read_line(&mut String::new())?;
+        return Ok(Tally::default());
+    }
+    println!("  on {}, in a guest:", kernel.line);
+    queries(&prometheus)
+}
+
+/// A new folder for a check, and the turn to use it.
+fn own_folder(places: &Places, name: &str) -> Result<(File, PathBuf)> {
+    let turn = wait_for_turn(&places.target, "another check of the dashboards is running")?;
+    let folder = places.target.join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    Ok((turn, folder))
 }
 
 pub(super) fn check(
@@ -108,12 +164,7 @@ pub(super) fn check(
     privilege: Privilege,
     stay: bool,
 ) -> Result<Tally> {
-    let _turn = wait_for_turn(&places.target, "another check of the dashboards is running")?;
-    let folder = places.target.join("dashboards");
-    if folder.exists() {
-        fs::remove_dir_all(&folder)?;
-    }
-    fs::create_dir_all(&folder)?;
+    let (_turn, folder) = own_folder(places, "dashboards")?;
     let mut exporter = Recorder::start(tool, privilege, &folder)?;
     let rules = places.root.join("dashboards/rules.yaml");
     let prometheus = Prometheus::start(programs, exporter.address, &rules, &folder)?;
@@ -279,7 +330,7 @@ fn queries(prometheus: &Prometheus) -> Result<Tally> {
                 found |= !prometheus.query(&query, None)?.is_empty();
                 let reason = EXCUSES
                     .iter()
-                    .find(|excuse| query.contains(excuse.query) && (excuse.holds)(&seen));
+                    .find(|excuse| excuse.fits(&query) && (excuse.holds)(&seen));
                 excuse = excuse.or(reason);
             }
             match (found, excuse) {
@@ -309,6 +360,9 @@ fn seen(prometheus: &Prometheus) -> Result<Seen> {
         program_statistics: has("kcore_trace_program_runs_total")?,
         lost: prometheus.number(lost)?.unwrap_or(0.0),
         missing: has(r#"kcore_trace_hooks{state="missing"} > 0"#)?,
+        asleep: prometheus
+            .number("sum(kcore_trace_wait_sleep_seconds_total)")?
+            .unwrap_or(0.0),
     })
 }
 
@@ -378,10 +432,23 @@ fn filled_in(query: &str, host: &str, prometheus: &Prometheus) -> Result<String>
         .replace("$__range", RANGE)
         .replace("$host", host)
         .replace("$baseline", release)
-        .replace("$candidate", release)
+        .replace("$candidate", &escaped(release))
         .replace("$era", ".*")
         .replace("$kernel", ".*")
         .replace("$lock", ".*"))
+}
+
+/// A value of a variable that can have several, as Grafana puts it between the quotes of PromQL.
+fn escaped(value: &str) -> String {
+    let special = |c: char| r"\^$*+?.()|[]{}".contains(c);
+    let escape = |c: char| {
+        if special(c) {
+            format!(r"\\{c}")
+        } else {
+            c.into()
+        }
+    };
+    value.chars().map(escape).collect()
 }
 
 /// What Prometheus says, and what `report` says of the recording that the kill left.

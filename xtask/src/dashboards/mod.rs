@@ -2,8 +2,9 @@
 //!
 //! Owns `cargo xtask dashboards`: an exporter on the running kernel under load, Prometheus beside
 //! it, and every query of every dashboard and rule through its API. What has no data must be in the
-//! list of what this kernel cannot show, with its reason; what Prometheus makes of the histograms
-//! must be what `report` says of the same recording.
+//! list of what this kernel cannot show, with its reason, and is tried again on what a guest's
+//! exporter answered at level full; what Prometheus makes of the histograms must be what `report`
+//! says of the same recording.
 //!
 //! The JSON in `dashboards/` is written by `--write`; a test compares.
 
@@ -13,6 +14,7 @@ mod live;
 mod packages;
 mod prometheus;
 mod promql;
+mod replay;
 
 use std::{
     fs,
@@ -23,10 +25,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::{cargo, command, places::Places, privilege::Privilege, setup, tally::Tally};
+use crate::{
+    cargo, command, lab::kernels::Kernel, places::Places, privilege::Privilege, setup, tally::Tally,
+};
 use packages::Programs;
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Options {
     /// Write the dashboards' JSON from their tables, and do nothing else
     #[arg(long)]
@@ -34,6 +38,9 @@ pub(crate) struct Options {
     /// Leave Prometheus and the exporter running under load, to look at, until a line is read
     #[arg(long, conflicts_with = "write")]
     stay: bool,
+    /// Show the pages of a guest's exporter at level full instead of the running kernel's
+    #[arg(long, requires = "stay")]
+    guest: bool,
 }
 
 /// The command `cargo xtask dashboards`.
@@ -45,9 +52,9 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let tools = setup::for_build(places)?;
+    let (tools, kernels) = setup::for_tests(places)?;
     let tool = cargo::guest_binary(places, &tools)?;
-    let tally = check(places, &tool, options.stay)?;
+    let tally = check(places, &kernels, &tool, options)?;
     println!("{tally}");
     Ok(ExitCode::SUCCESS)
 }
@@ -63,18 +70,31 @@ fn files(places: &Places) -> Vec<(PathBuf, String)> {
 }
 
 /// All checks, with a finished tool.
-pub(crate) fn check(places: &Places, tool: &Path, stay: bool) -> Result<Tally> {
+pub(crate) fn check(
+    places: &Places,
+    kernels: &[Kernel],
+    tool: &Path,
+    options: &Options,
+) -> Result<Tally> {
     let programs = packages::provide(places)?;
     let mut tally = Tally::default();
     rules(places, &programs)?;
     tally.passed += 2;
+    let kernel = kernels.iter().find(|kernel| kernel.line == replay::KERNEL);
+    let kernel = kernel.context("a kernel of the table")?;
+    if !options.stay || options.guest {
+        tally += live::check_guest(places, &programs, kernel, tool, options.stay)?;
+    }
+    if options.guest {
+        return Ok(tally);
+    }
     let privilege = Privilege::find();
     if privilege.command(tool).is_none() {
         println!("  skipped: not root, and no sudo without a password; `sudo -v` before this");
         tally.skipped += 1;
         return Ok(tally);
     }
-    tally += live::check(places, &programs, tool, privilege, stay)?;
+    tally += live::check(places, &programs, tool, privilege, options.stay)?;
     Ok(tally)
 }
 

@@ -4,11 +4,11 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::churn::{FENTRY, KPROBE};
-use crate::guest::{self, Guest, Outcome};
+use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report};
 
 /// Waits that end between the two reads of cells and holders.
-const WHILE_READING: u64 = 8;
+pub(super) const WHILE_READING: u64 = 8;
 
 const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "100"];
 const READER_THREADS: u64 = 4;
@@ -16,22 +16,11 @@ const WRITERS: &[&str] = &["--maps", "4", "--ops", "200"];
 
 /// Records a load of its own at level full.
 fn recorded(load: &[&str]) -> Result<Report> {
-    let path = tool::fresh("blame");
-    let file = path.to_string_lossy();
-    let mut args = vec!["record", "--hooks", "fentry", "-o", &file];
-    args.extend(["--", tool::EXE, guest::TOOL, "stress"]);
-    args.extend(load);
-    let output = tool::run(&args)?;
-    ensure!(output.status.success(), "{}", tool::complaint(&output));
-    let text = tool::run(&["report", &file])?;
-    println!("{}", String::from_utf8_lossy(&text.stdout));
-    let report = tool::report(&path);
-    std::fs::remove_file(&path)?;
-    report
+    tool::recorded_load(&["--hooks", "fentry"], load)
 }
 
 fn rows(report: &Report) -> impl Iterator<Item = &Value> {
-    report.0["blame"]["rows"].as_array().into_iter().flatten()
+    report.rows_of(&["blame", "rows"])
 }
 
 fn number(row: &Value, what: &str) -> u64 {

@@ -79,6 +79,22 @@ impl Exporter {
         Ok(answer)
     }
 
+    /// The body of a page in the form that is accepted.
+    fn page(&self, accept: &str) -> Result<Vec<u8>> {
+        let mut stream = TcpStream::connect(&self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let mut lines = answer.windows(4);
+        let head = lines.position(|window| window == b"\r\n\r\n");
+        let body = head.context("an answer has a head")? + 4;
+        Ok(answer.split_off(body))
+    }
+
     /// The sum of the series of a metric.
     fn value(&mut self, name: &str) -> Result<f64> {
         let text = match (self.scrape(), self.child.try_wait()?) {
@@ -210,6 +226,45 @@ pub(crate) fn gives_up_capabilities(guest: &mut Guest) -> Result<Outcome> {
     if guest.cpus() > 1 {
         ensure!(after > before, "nobody waited: {before} and {after}");
     }
+    Ok(Outcome::Passed)
+}
+
+/// What is asked for each form of a page.
+const FORMS: [(&str, &str); 2] = [
+    (
+        "native",
+        "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited",
+    ),
+    ("classic", "application/openmetrics-text; version=1.0.0"),
+];
+const PAGES: usize = 4;
+const APART: Duration = Duration::from_secs(2);
+
+/// Pages at level full under load, for the dashboards.
+pub(crate) fn sends_pages(guest: &mut Guest) -> Result<Outcome> {
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--level", "full"];
+    let exporter = Exporter::start(tool::command(
+        &[&serve[..], &["--max-overhead", "100%"]].concat(),
+    ))?;
+    let load = [
+        "stress",
+        "--maps",
+        "2",
+        "--vmallocinfo",
+        "2",
+        "--kcore",
+        "1",
+        "--untouched",
+    ];
+    let mut load = tool::command(&load).args(["-d", "10m"]).spawn()?;
+    for number in 0..PAGES {
+        sleep(APART);
+        for (form, accept) in FORMS {
+            guest.artefact(&format!("{form}-{number}"), &exporter.page(accept)?)?;
+        }
+    }
+    load.kill()?;
+    load.wait()?;
     Ok(Outcome::Passed)
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod churn;
 pub(crate) mod endings;
 pub(crate) mod exporter;
 pub(crate) mod guard;
+pub(crate) mod inside;
 pub(crate) mod nodes;
 pub(crate) mod plan;
 pub(crate) mod refusals;

@@ -1,0 +1,126 @@
+//! What happens inside holds and waits: page faults that a holder takes, and the time that holders
+//! and waiters are off their CPU.
+//!
+//! In: switches between tasks, and page faults inside reads. Out: the counters of the cell of each
+//! lock that the task holds. A fault or a switch inside two holds is counted in both.
+//!
+//! Invariant: a task that neither holds nor waits for one of our locks costs two look-ups when it
+//! leaves its CPU or comes back, and nothing is written.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use kcore_trace_ebpf::layout::{HELD, Held, InsideCounters, Slot, state};
+
+use super::maps::INSIDE;
+use super::record::add;
+use super::{Context, programs, slot};
+
+/// Each lock that is held, under the counters of its cell.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+unsafe fn each_hold(slot: *mut Slot, each: impl Fn(*mut InsideCounters)) {
+    for index in 0..HELD {
+        // SAFETY: the caller says that the slot is valid; the index is inside the array.
+        unsafe {
+            let held = &raw const (*slot).held[index];
+            if (*held).state == state::HELD
+                && let Some(counters) = INSIDE.get_ptr_mut((*held).cell)
+            {
+                each(counters);
+            }
+        }
+    }
+}
+
+/// A page fault was served.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn faulted(slot: *mut Slot, faults: u64, fault_ns: u64) {
+    // SAFETY: the caller says that the slot is valid; counters are map values.
+    unsafe {
+        if (*slot).in_use == 0 {
+            return;
+        }
+        each_hold(slot, |counters| {
+            add(&raw mut (*counters).faults, faults);
+            add(&raw mut (*counters).fault_ns, fault_ns);
+        });
+    }
+}
+
+/// A wait ended with the lock, which is counted under that cell.
+///
+/// # Safety
+/// `held` lies in a map value.
+#[inline(always)]
+pub(crate) unsafe fn waited(held: *mut Held, cell: u32) {
+    // SAFETY: the caller says that the lock is valid; counters are map values.
+    unsafe {
+        let slept_ns = (*held).slept_ns;
+        if slept_ns == 0 {
+            return;
+        }
+        (*held).slept_ns = 0;
+        if let Some(counters) = INSIDE.get_ptr_mut(cell) {
+            add(&raw mut (*counters).sleeps, 1);
+            add(&raw mut (*counters).sleep_ns, slept_ns);
+        }
+    }
+}
+
+#[inline(always)]
+fn switched_out(task: u64, preempted: u64) {
+    let Some(slot) = slot::of(task) else { return };
+    // SAFETY: a map value; the helper has no preconditions.
+    unsafe {
+        if (*slot).in_use != 0 {
+            (*slot).preempted = preempted & 1;
+            (*slot).off_since_ns = bpf_ktime_get_ns();
+        }
+    }
+}
+
+#[inline(always)]
+fn switched_in(task: u64) {
+    let Some(slot) = slot::of(task) else { return };
+    // SAFETY: the slot and what is found in it are map values.
+    unsafe {
+        // Volatile, so that it is read once.
+        let since_ns = read_volatile(&raw const (*slot).off_since_ns);
+        if since_ns == 0 {
+            return;
+        }
+        (*slot).off_since_ns = 0;
+        let off_ns = bpf_ktime_get_ns().wrapping_sub(since_ns);
+        let preempted = (*slot).preempted;
+        each_hold(slot, |counters| {
+            add(&raw mut (*counters).switches, 1);
+            add(&raw mut (*counters).preemptions, preempted);
+            add(&raw mut (*counters).off_cpu_ns, off_ns);
+        });
+        for index in 0..HELD {
+            let held = &raw mut (*slot).held[index];
+            let state = (*held).state;
+            if state == state::WAITING || state == state::TRYING_WAITING {
+                (*held).slept_ns += off_ns;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn switch(ctx: Context) {
+    let (preempted, out, in_) = (ctx.arg(0), ctx.address(1), ctx.address(2));
+    switched_out(out, preempted);
+    switched_in(in_);
+}
+
+programs! {
+    // The first three arguments of the tracepoint, 5.10 to 7.3 (`include/trace/events/sched.h`).
+    "tp_btf" switch_btf(ctx) { switch(ctx) }
+}

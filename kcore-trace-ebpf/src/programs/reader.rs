@@ -1,0 +1,184 @@
+//! Who reads /proc/kcore and /proc/vmallocinfo, and what that does to others: a row for each process
+//! and file.
+//!
+//! In: reads that begin and end, and the waits and holds of whoever is in one. A row is found by a
+//! hash in a set of four. It goes to another reader when userspace has read it whole and nobody has
+//! touched it for a while; a reader that finds no row is counted with all others of that kind.
+//!
+//! Invariant: whatever is counted for a row is counted for its owner. Two readers may grab one row
+//! at the same moment; the owner is compared before a read is counted, so that the loser's reads
+//! go to the others.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_comm};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use kcore_trace_ebpf::layout::{
+    READER_WAYS, READERS, ReadFrame, ReaderRow, blame, miss, read, reader,
+};
+use kcore_trace_ebpf::words::{Lock, Source};
+
+use super::constants::reads;
+use super::maps;
+use super::record::{self, add};
+
+/// A row that nobody has touched for so long may go to another reader.
+const IDLE_NS: u64 = 2_000_000_000;
+
+/// [`ReadFrame::owner`] of a read by the current process.
+#[inline(always)]
+pub(crate) fn owner(source: Source) -> u64 {
+    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
+    reader::owner(process, source)
+}
+
+#[inline(always)]
+fn comm() -> [u64; 2] {
+    let mut comm = [0u64; 2];
+    // SAFETY: the buffer is as long as it is said to be.
+    unsafe { bpf_get_current_comm((&raw mut comm).cast(), 16) };
+    comm
+}
+
+/// The row of the current process.
+#[inline(always)]
+pub(crate) fn row(owner: u64) -> u32 {
+    let comm = comm();
+    let hash = owner.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let first = hash as u32 & (READERS - 1) & !(READER_WAYS - 1);
+    for way in 0..READER_WAYS {
+        if let Some(row) = maps::READERS.get_ptr_mut(first | way) {
+            // SAFETY: a map value.
+            unsafe {
+                if (*row).owner == owner && (*row).comm[0] == comm[0] && (*row).comm[1] == comm[1] {
+                    return first | way;
+                }
+            }
+        }
+    }
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    for way in 0..READER_WAYS {
+        if let Some(row) = maps::READERS.get_ptr_mut(first | way) {
+            // SAFETY: a map value.
+            unsafe {
+                let idle = (*row).seen_ns == (*row).touched_ns
+                    && now.wrapping_sub((*row).touched_ns) > IDLE_NS;
+                if (*row).owner == 0 || idle {
+                    take_over(row, owner, comm, now);
+                    return first | way;
+                }
+            }
+        }
+    }
+    record::miss(miss::NO_READER);
+    others(owner)
+}
+
+/// The row of those without one, for the file that the owner reads.
+#[inline(always)]
+fn others(owner: u64) -> u32 {
+    READERS + (owner as u8 as u32).wrapping_sub(1)
+}
+
+#[inline(always)]
+unsafe fn take_over(row: *mut ReaderRow, owner: u64, comm: [u64; 2], now: u64) {
+    // SAFETY: the caller passes a map value.
+    unsafe {
+        write_volatile(&raw mut (*row).owner, 0);
+        write_volatile(&raw mut (*row).generation, (*row).generation + 1);
+        (*row).comm = comm;
+        (*row).cgroup = match reads(read::CGROUPS) {
+            0 => 0,
+            _ => bpf_get_current_cgroup_id(),
+        };
+        (*row).touched_ns = now;
+        (*row).seen_ns = 0;
+        for counter in [
+            &raw mut (*row).reads,
+            &raw mut (*row).bytes,
+            &raw mut (*row).read_ns,
+            &raw mut (*row).waits,
+            &raw mut (*row).wait_ns,
+            &raw mut (*row).holds,
+            &raw mut (*row).hold_ns,
+            &raw mut (*row).inflicted,
+            &raw mut (*row).inflicted_ns,
+        ] {
+            write_volatile(counter, 0);
+        }
+        write_volatile(&raw mut (*row).owner, owner);
+    }
+}
+
+/// A read of the current process ended.
+///
+/// # Safety
+/// `frame` lies in a map value.
+#[inline(always)]
+pub(crate) unsafe fn ended(frame: *const ReadFrame, bytes: u64, end_ns: u64) {
+    // SAFETY: the caller says that the frame is valid; rows are map values.
+    unsafe {
+        let mine = maps::READERS.get_ptr_mut((*frame).row);
+        let mine = mine.filter(|row| read_volatile(&raw const (**row).owner) == (*frame).owner);
+        let others = others((*frame).owner);
+        let Some(row) = mine.or_else(|| maps::READERS.get_ptr_mut(others)) else {
+            return;
+        };
+        add(&raw mut (*row).reads, 1);
+        add(&raw mut (*row).bytes, bytes);
+        add(
+            &raw mut (*row).read_ns,
+            end_ns.wrapping_sub((*frame).since_ns),
+        );
+        (*row).touched_ns = end_ns;
+    }
+}
+
+/// The row with a number that is zero for none, else one more than that of the row.
+#[inline(always)]
+fn numbered(number: u32) -> Option<*mut ReaderRow> {
+    match number {
+        0 => None,
+        _ => maps::READERS.get_ptr_mut(number - 1),
+    }
+}
+
+/// A wait of a reader ended with the lock.
+#[inline(always)]
+pub(crate) fn waited(reader: u32, wait_ns: u64) {
+    if let Some(row) = numbered(reader) {
+        // SAFETY: a map value.
+        unsafe {
+            add(&raw mut (*row).waits, 1);
+            add(&raw mut (*row).wait_ns, wait_ns);
+        }
+    }
+}
+
+/// A hold of a reader ended, under that cell.
+#[inline(always)]
+pub(crate) fn held(reader: u32, cell: u32, hold_ns: u64) {
+    if let Some(row) = numbered(reader)
+        && blame::lock(cell.into()) != Lock::Kclist as u64
+    {
+        // SAFETY: a map value.
+        unsafe {
+            add(&raw mut (*row).holds, 1);
+            add(&raw mut (*row).hold_ns, hold_ns);
+        }
+    }
+}
+
+/// Someone waited for a lock that a reader held.
+#[inline(always)]
+pub(crate) fn inflicted(reader: u32, wait_ns: u64) {
+    if let Some(row) = numbered(reader) {
+        // SAFETY: a map value; the helper has no preconditions.
+        unsafe {
+            add(&raw mut (*row).inflicted, 1);
+            add(&raw mut (*row).inflicted_ns, wait_ns);
+            (*row).touched_ns = bpf_ktime_get_ns();
+        }
+    }
+}
