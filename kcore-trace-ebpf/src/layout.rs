@@ -214,6 +214,43 @@ pub struct CopyCounters {
 
 const _: () = assert!(size_of::<CopyCounters>() == 64);
 
+/// Waits that each CPU keeps.
+pub const WORST: usize = 20;
+
+/// One of the longest waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct WorstWait {
+    /// Zero when there is none.
+    pub wait_ns: u64,
+    /// By the clock of `bpf_ktime_get_ns`.
+    pub ended_ns: u64,
+    pub slept_ns: u64,
+    /// Process and thread that waited, in the upper and the lower half.
+    pub task: u64,
+    pub comm: [u64; 2],
+    /// The same of the holder; zero if it is not known.
+    pub holder_task: u64,
+    pub cell: u32,
+    /// A [`blame::purpose`], or [`blame::UNKNOWN`].
+    pub holder: u32,
+}
+
+const _: () = assert!(size_of::<WorstWait>() == 64);
+
+/// The longest waits of a CPU.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct WorstTable {
+    /// The shortest of them; zero while there is room.
+    pub least_ns: u64,
+    /// Not zero while one is being written.
+    pub busy: u64,
+    pub waits: [WorstWait; WORST],
+}
+
+const _: () = assert!(size_of::<WorstTable>() == 16 + 64 * WORST);
+
 /// Readers that can be told apart at a time, in sets of [`READER_WAYS`]; behind them a row for each
 /// [`crate::words::Source`] counts those that found no room.
 pub const READERS: u32 = 512;
@@ -316,6 +353,8 @@ pub struct Held {
     pub reader: u32,
     /// Nanoseconds of the wait that the task was off its CPU.
     pub slept_ns: u64,
+    /// Process and thread of that holder, in the upper and the lower half; zero if it is not known.
+    pub holder_task: u64,
 }
 
 /// An op that a task is in.
@@ -375,7 +414,7 @@ pub struct Slot {
     pub held: [Held; HELD],
 }
 
-const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + 56 + 16 + HELD * 40);
+const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + 56 + 16 + HELD * 48);
 
 /// The text range of a function that takes a lock or is on the way to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -572,7 +611,9 @@ pub mod miss {
     pub const UNFINISHED_OP: u32 = 5;
     /// No row for a reader: it is counted with others.
     pub const NO_READER: u32 = 6;
-    pub const COUNT: u32 = 7;
+    /// One of the longest waits ended while another was being written down.
+    pub const WORST_BUSY: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 /// Role of a lock in a node by its offset in `struct vmap_node`.
@@ -594,7 +635,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::node::{counters, number, reciprocal};
-    use super::{BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, blame, node};
+    use super::{
+        BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstTable, blame, node,
+    };
     use crate::words::{self, Lock, Mode, Op};
 
     #[test]
@@ -642,7 +685,8 @@ mod tests {
         let nodes = 128 * node::LOCKS.len() * size_of::<NodeCounters>();
         let blame = blame::COUNT * size_of::<BlameCounters>();
         let histograms = HISTOGRAMS as usize * size_of::<Histogram>();
-        let all = size_of::<CpuCounters>() + nodes + blame + histograms;
+        let worst = size_of::<WorstTable>();
+        let all = size_of::<CpuCounters>() + nodes + blame + histograms + worst;
         assert!(all <= 512 << 10, "{all} bytes");
     }
 

@@ -100,7 +100,7 @@ struct HookArgs {
     #[arg(long, value_enum)]
     hooks: Option<Hooks>,
     /// Leave out what level full has beside locks and operations: page faults and time off the CPU
-    /// inside holds, and who reads /proc/kcore and /proc/vmallocinfo
+    /// inside holds, who reads /proc/kcore and /proc/vmallocinfo, the longest waits one by one
     #[arg(long)]
     no_inside: bool,
 }

@@ -21,7 +21,8 @@ use aya_obj::generated::bpf_cmd;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
     BlameCounters, CellCounters, CopyCounters, CpuCounters, Durations, Histogram, HistogramOf,
-    InsideCounters, NodeCounters, OpCounters, ReaderRow, Slot, blame, miss, node, series, state,
+    InsideCounters, NodeCounters, OpCounters, ReaderRow, Slot, WorstTable, WorstWait, blame, miss,
+    node, series, state,
 };
 use kcore_trace_ebpf::words::{Destination, Op, cell};
 
@@ -37,6 +38,7 @@ pub struct Counters {
     inside: Mapped<InsideCounters>,
     copies: Mapped<CopyCounters>,
     readers: Mapped<ReaderRow>,
+    worst: Mapped<WorstTable>,
     histograms: Histograms,
     /// How many CPUs are looked at, from the first on. It never falls, so that no sum does.
     looked_at: usize,
@@ -69,6 +71,7 @@ impl Counters {
             inside: Mapped::new(object, "INSIDE")?,
             copies: Mapped::new(object, "COPIES")?,
             readers: Mapped::new(object, "READERS")?,
+            worst: Mapped::new(object, "WORST")?,
             histograms,
             looked_at: 0,
             numbers: [0; series::COUNT],
@@ -177,6 +180,22 @@ impl Counters {
     /// How many rows of readers there are.
     pub fn reader_count(&self) -> usize {
         self.inside_len(self.readers.len())
+    }
+
+    /// The longest waits of each CPU, as far as none is being written; nothing where they are not
+    /// looked at.
+    pub fn worst(&self) -> impl Iterator<Item = WorstWait> {
+        let tables = self.worst.iter().take(self.inside_len(self.looked_at));
+        let whole = tables.filter_map(|table| {
+            // SAFETY: a value of the map, plain integers.
+            unsafe {
+                let waits = read_volatile(&raw const (*table).waits);
+                let idle = read_volatile(&raw const (*table).busy) == 0;
+                let same = read_volatile(&raw const (*table).waits) == waits;
+                (idle && same).then_some(waits)
+            }
+        });
+        whole.flatten().filter(|wait| wait.wait_ns != 0)
     }
 
     fn inside_len(&self, len: usize) -> usize {
@@ -396,6 +415,8 @@ unsafe impl Plain for InsideCounters {}
 unsafe impl Plain for CopyCounters {}
 // SAFETY: integers only.
 unsafe impl Plain for ReaderRow {}
+// SAFETY: integers only.
+unsafe impl Plain for WorstTable {}
 
 /// An array of the kernel in our own memory.
 struct Mapped<T> {

@@ -397,6 +397,7 @@ fn load_object(
         .map_max_entries("INSIDE", inside(cell::COUNT as u32))
         .map_max_entries("COPIES", inside(Destination::COUNT as u32))
         .map_max_entries("READERS", inside(READERS + Source::COUNT as u32))
+        .map_max_entries("WORST", inside(cpus))
         .load(OBJECT)
         .context("failed to create the maps")
 }

@@ -6,6 +6,7 @@
 //! Invariant: no kernel pointer is in here, only words, numbers and symbol names; and nothing here
 //! needs root, a kernel or a file.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
@@ -171,6 +172,33 @@ pub struct Reader {
     pub inflicted_ns: u64,
 }
 
+/// One of the longest waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorstWait {
+    pub wait_ns: u64,
+    /// Nanoseconds of it that the waiter was off its CPU.
+    pub slept_ns: u64,
+    /// Nanoseconds from the start of measuring to its end.
+    pub ended_ns: u64,
+    pub key: CellKey,
+    pub waiter: Task,
+    /// Nothing if it is not known; else as in [`BlameKey`].
+    pub holder: Option<Purpose>,
+    pub holder_task: Option<Task>,
+}
+
+/// A thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    pub pid: u32,
+    pub tid: u32,
+    /// Nothing if it was gone before it was asked for.
+    pub comm: Option<String>,
+}
+
+/// How many of the longest waits are kept.
+pub const WORST: usize = kcore_trace_ebpf::layout::WORST;
+
 /// The nodes of one lock that every node has, each at its number: all columns are as long as there
 /// are nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,6 +224,8 @@ pub struct Loss {
     pub map_full: u64,
     /// Reads of processes that could not be told apart from others, for want of room.
     pub unnamed_reads: u64,
+    /// Waits that may have been among the longest and ended while another was written down.
+    pub unlisted_waits: u64,
     /// Releases of a lock whose acquisition was not seen after measuring began.
     pub unmatched_releases: u64,
     /// Acquisitions whose release was not seen: the same task took the lock again.
@@ -248,6 +278,9 @@ pub struct Measured {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub readers: BTreeMap<ReaderKey, Reader>,
+    /// The longest waits, at most [`WORST`], the longest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub worst: Vec<WorstWait>,
     pub loss: Loss,
 }
 
@@ -267,6 +300,7 @@ impl Measured {
             inside,
             copies,
             readers,
+            worst,
             loss,
         } = later;
         for (key, cell) in cells {
@@ -290,7 +324,15 @@ impl Measured {
         for (key, reader) in readers {
             self.add_reader(key, reader);
         }
+        self.worst.extend_from_slice(worst);
+        self.keep_worst();
         self.loss.add(loss);
+    }
+
+    /// Orders the longest waits, and keeps no more than there may be.
+    pub(crate) fn keep_worst(&mut self) {
+        self.worst.sort_by_key(|wait| Reverse(wait.wait_ns));
+        self.worst.truncate(WORST);
     }
 
     fn add_reader(&mut self, key: &ReaderKey, reader: &Reader) {
@@ -324,6 +366,7 @@ impl Measured {
             inside,
             copies,
             readers,
+            worst,
             loss,
         } = earlier;
         for (key, before) in cells {
@@ -354,6 +397,7 @@ impl Measured {
             let reader = rest.readers.get_mut(key)?;
             *reader = reader.since(before)?;
         }
+        rest.worst.retain(|wait| !worst.contains(wait));
         rest.loss = rest.loss.since(loss)?;
         Some(rest)
     }
@@ -506,6 +550,7 @@ impl Loss {
             recursion_misses,
             map_full,
             unnamed_reads,
+            unlisted_waits,
             unmatched_releases,
             unmatched_acquisitions,
             unknown_sites,
@@ -516,6 +561,7 @@ impl Loss {
         self.recursion_misses += recursion_misses;
         self.map_full += map_full;
         self.unnamed_reads += unnamed_reads;
+        self.unlisted_waits += unlisted_waits;
         self.unmatched_releases += unmatched_releases;
         self.unmatched_acquisitions += unmatched_acquisitions;
         self.unknown_sites += unknown_sites;
@@ -529,6 +575,7 @@ impl Loss {
             recursion_misses,
             map_full,
             unnamed_reads,
+            unlisted_waits,
             unmatched_releases,
             unmatched_acquisitions,
             unknown_sites,
@@ -540,6 +587,7 @@ impl Loss {
             recursion_misses: self.recursion_misses.checked_sub(recursion_misses)?,
             map_full: self.map_full.checked_sub(map_full)?,
             unnamed_reads: self.unnamed_reads.checked_sub(unnamed_reads)?,
+            unlisted_waits: self.unlisted_waits.checked_sub(unlisted_waits)?,
             unmatched_releases: self.unmatched_releases.checked_sub(unmatched_releases)?,
             unmatched_acquisitions: self
                 .unmatched_acquisitions

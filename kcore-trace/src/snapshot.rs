@@ -11,7 +11,8 @@
 //!
 //! Invariant: what is read is a difference; minimum and maximum are those since measuring began.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs;
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::{
@@ -26,7 +27,7 @@ use crate::distribution::{Distribution, Exact};
 use crate::loader::{ProgramCost, Session};
 use crate::model::{
     Blame, BlameKey, Cell, CellKey, Copies, Inside, Level, Loss, Measured, Nodes, OpCell, Process,
-    Purpose, Reader, ReaderKey,
+    Purpose, Reader, ReaderKey, Task, WorstWait,
 };
 use crate::plan::{Hooks, Plan, PlannedLock};
 
@@ -48,6 +49,11 @@ pub struct Snapshots {
     /// The rows of readers, whoever they belonged to.
     readers: Vec<ReaderRow>,
     cgroups: Cgroups,
+    /// When measuring began, by the clock of the programs.
+    begun_ns: u64,
+    /// The longest waits that were read, by when they ended and who waited. The longer measuring
+    /// goes on, the rarer is a new one.
+    worst: HashSet<(u64, u64)>,
     /// Buckets of each series that was read, as they were.
     buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
@@ -74,6 +80,8 @@ impl Snapshots {
             copies: vec![CopyCounters::default(); Destination::COUNT],
             readers: vec![ReaderRow::default(); readers],
             cgroups: Cgroups::new(),
+            begun_ns: 0,
+            worst: HashSet::new(),
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
@@ -88,6 +96,7 @@ impl Snapshots {
     /// subtracted; extremes, which nothing can be subtracted from, are set back, once.
     pub fn begin(&mut self, session: &mut Session) -> Result<()> {
         self.counters.forget_extremes();
+        self.begun_ns = monotonic_ns();
         self.read(session, true)?;
         Ok(())
     }
@@ -125,10 +134,11 @@ impl Snapshots {
         let inside = self.read_inside()?;
         let copies = self.read_copies();
         let readers = self.read_readers(every_cell);
+        let worst = self.read_worst()?;
         let loss = self.read_loss(session);
         let unserved = self.without_histogram();
         session.hand_out(&mut self.counters, &unserved)?;
-        Ok(Measured {
+        let mut measured = Measured {
             cells,
             ops,
             nodes,
@@ -136,8 +146,11 @@ impl Snapshots {
             inside,
             copies,
             readers,
+            worst,
             loss,
-        })
+        };
+        measured.keep_worst();
+        Ok(measured)
     }
 
     fn read_cells(&mut self, every_cell: bool) -> Result<BTreeMap<CellKey, Cell>> {
@@ -302,6 +315,27 @@ impl Snapshots {
         readers
     }
 
+    /// The longest waits that were not read before.
+    fn read_worst(&mut self) -> Result<Vec<WorstWait>> {
+        let mut worst = Vec::new();
+        for wait in self.counters.worst() {
+            let ended_later = wait.ended_ns > self.begun_ns;
+            if ended_later && self.worst.insert((wait.ended_ns, wait.task)) {
+                let holder = wait.holder_task;
+                worst.push(WorstWait {
+                    wait_ns: wait.wait_ns,
+                    slept_ns: wait.slept_ns,
+                    ended_ns: wait.ended_ns - self.begun_ns,
+                    key: key(wait.cell as usize)?,
+                    waiter: task(wait.task, Some(text(&wait.comm))),
+                    holder: purpose(wait.holder as usize),
+                    holder_task: (holder != 0).then(|| task(holder, comm_of(holder))),
+                });
+            }
+        }
+        Ok(worst)
+    }
+
     /// Samples of each bucket since the last call; none of a series that did not change, or that
     /// has no histogram.
     fn buckets_of(&mut self, series: usize, changed: bool) -> Result<Vec<u64>> {
@@ -334,6 +368,7 @@ impl Snapshots {
                 .saturating_sub(std::mem::replace(&mut self.recursion_misses, misses)),
             map_full: lost(miss::NO_HISTOGRAM) + lost(miss::NO_SLOT),
             unnamed_reads: lost(miss::NO_READER),
+            unlisted_waits: lost(miss::WORST_BUSY),
             unmatched_releases: lost(miss::UNMATCHED_RELEASE),
             unmatched_acquisitions: lost(miss::UNMATCHED_ACQUISITION),
             unknown_sites: lost(miss::UNKNOWN_SITE),
@@ -423,21 +458,49 @@ fn reader_key(index: usize, row: &ReaderRow, cgroups: &mut Cgroups) -> Option<Re
             process: None,
         });
     };
-    let comm: Vec<u8> = row
-        .comm
-        .iter()
-        .flat_map(|word| word.to_ne_bytes())
-        .collect();
-    let comm = comm.split(|&byte| byte == 0).next().unwrap_or_default();
     let process = Process {
         pid,
-        comm: String::from_utf8_lossy(comm).into_owned(),
+        comm: text(&row.comm),
         cgroup: cgroups.name(row.cgroup),
     };
     Some(ReaderKey {
         file,
         process: Some(process),
     })
+}
+
+/// A name of a task, as the programs have it.
+fn text(comm: &[u64; 2]) -> String {
+    let bytes: Vec<u8> = comm.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let name = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// Process and thread, in the upper and the lower half.
+fn task(number: u64, comm: Option<String>) -> Task {
+    Task {
+        pid: (number >> 32) as u32,
+        tid: number as u32,
+        comm,
+    }
+}
+
+/// The name of a thread that may be gone.
+fn comm_of(number: u64) -> Option<String> {
+    let (pid, tid) = (number >> 32, number as u32);
+    let name = fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
+/// Now, by the clock of `bpf_ktime_get_ns`.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes to a local variable.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// The number of a purpose, as the programs have it.
@@ -621,8 +684,6 @@ const fn expected_cells(lock: Lock) -> &'static [(Intent, Op)] {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use kcore_trace_ebpf::layout::HISTOGRAMS;
 
     use super::*;

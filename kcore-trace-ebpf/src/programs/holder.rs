@@ -10,9 +10,11 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use kcore_trace_ebpf::layout::{READERS, blame};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use kcore_trace_ebpf::layout::{READERS, blame, flag};
 use kcore_trace_ebpf::words::cell;
 
+use super::constants::flags;
 use super::hidden;
 use super::maps::Shared;
 
@@ -21,17 +23,22 @@ const PLACES: usize = 256;
 /// A place of its own cache line: the holders of two locks do not disturb each other.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Place(u64);
+struct Place {
+    word: u64,
+    /// The task of the holder, written while the word says that there is none: who reads the same
+    /// word before and after it has read a pair.
+    task: u64,
+}
 
-static HOLDERS: Shared<[Place; PLACES]> = Shared::new([Place(0); PLACES]);
+static HOLDERS: Shared<[Place; PLACES]> = Shared::new([Place { word: 0, task: 0 }; PLACES]);
 
 #[inline(always)]
-fn place(address: u64) -> *mut u64 {
+fn place(address: u64) -> *mut Place {
     // 2^64 over the golden ratio; the upper bits of the product are those that all others move.
     let hash = (address >> blame::SPINLOCK_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
     let index = hidden(hash) & (PLACES as u64 - 1);
     // SAFETY: the index is inside the array.
-    unsafe { HOLDERS.get().cast::<Place>().add(index as usize).cast() }
+    unsafe { HOLDERS.get().cast::<Place>().add(index as usize) }
 }
 
 /// Its holder has released it; the rest stays, for those who came while it changed hands.
@@ -47,11 +54,14 @@ pub(crate) struct Holder {
     pub(crate) purpose: u16,
     /// Its row among readers, plus one; zero if it is none.
     pub(crate) reader: u16,
+    /// Process and thread; zero if they are not known.
+    pub(crate) task: u64,
 }
 
 pub(crate) const UNKNOWN: Holder = Holder {
     purpose: blame::UNKNOWN as u16,
     reader: 0,
+    task: 0,
 };
 
 /// The lock was taken, under that cell, by a reader if the number is not zero.
@@ -59,8 +69,15 @@ pub(crate) const UNKNOWN: Holder = Holder {
 pub(crate) fn took(address: u64, cell: u32, reader: u32) {
     let who = u64::from(reader) << READER_BITS | (u64::from(cell) + 1);
     let word = blame::name(address) | who;
-    // SAFETY: a place, written whole.
-    unsafe { write_volatile(place(address), word) };
+    let place = place(address);
+    // SAFETY: a place, each word of it written whole.
+    unsafe {
+        if flags(flag::INSIDE) != 0 {
+            write_volatile(&raw mut (*place).word, 0);
+            write_volatile(&raw mut (*place).task, bpf_get_current_pid_tgid());
+        }
+        write_volatile(&raw mut (*place).word, word);
+    }
 }
 
 /// Its one holder releases it.
@@ -69,7 +86,10 @@ pub(crate) fn left(address: u64) {
     let place = place(address);
     // SAFETY: as above. A lock with the same place that is taken in between may be marked, or lose
     // its place: then its waiters are put down to its last holder, or to nobody.
-    unsafe { write_volatile(place, read_volatile(place) | RELEASED) };
+    unsafe {
+        let word = read_volatile(&raw const (*place).word);
+        write_volatile(&raw mut (*place).word, word | RELEASED);
+    }
 }
 
 /// Its holder.
@@ -86,8 +106,16 @@ pub(crate) fn last(address: u64) -> Holder {
 
 #[inline(always)]
 fn read(address: u64, ignored: u64) -> Holder {
-    // SAFETY: a place, read whole.
-    let word = unsafe { read_volatile(place(address)) } & !ignored;
+    let place = place(address);
+    // SAFETY: a place, each word of it read whole.
+    let [before, task, after] = unsafe {
+        [
+            read_volatile(&raw const (*place).word),
+            read_volatile(&raw const (*place).task),
+            read_volatile(&raw const (*place).word),
+        ]
+    };
+    let word = before & !ignored;
     let who = u64::from(word as u32);
     if who == 0 || who >= RELEASED || word ^ who != blame::name(address) {
         return UNKNOWN;
@@ -96,5 +124,6 @@ fn read(address: u64, ignored: u64) -> Holder {
     Holder {
         purpose: blame::purpose(cell) as u16,
         reader: (who >> READER_BITS) as u16,
+        task: if before == after { task } else { 0 },
     }
 }

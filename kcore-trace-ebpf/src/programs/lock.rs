@@ -19,7 +19,7 @@ use super::holder::{self, Holder};
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
-use super::{hidden, inside, node, reader};
+use super::{hidden, inside, node, reader, worst};
 
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
@@ -280,22 +280,27 @@ unsafe fn wait_ended(
         cpu.duration(&raw mut (*counters).wait, series, wait_ns);
         node::waited(cpu, index, (*held).address, wait_ns);
         if flags(flag::INSIDE) != 0 {
-            inside::waited(held, index);
             reader::waited((*held).reader, wait_ns);
         }
+        let mut holder = holder::UNKNOWN;
         if blamed::counts() {
             // Unknown, if the lock was changing hands when the wait began.
-            let holder = match (*held).holder.into() {
+            holder = match (*held).holder.into() {
                 blame::UNKNOWN => holder::last((*held).address),
                 _ => Holder {
                     purpose: (*held).holder,
                     reader: (*held).holding_reader,
+                    task: (*held).holder_task,
                 },
             };
             blamed::waited(cpu, index, holder.purpose.into(), wait_ns);
             if flags(flag::INSIDE) != 0 {
                 reader::inflicted(holder.reader.into(), wait_ns);
             }
+        }
+        if flags(flag::INSIDE) != 0 {
+            worst::waited(cpu, held, index, holder, wait_ns);
+            inside::waited(held, index);
         }
     }
 }
@@ -382,6 +387,7 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, holder: Holder) 
         (*held).cell = cell;
         (*held).holder = holder.purpose;
         (*held).holding_reader = holder.reader;
+        (*held).holder_task = holder.task;
         since_now(slot, held);
     }
 }

@@ -10,7 +10,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     BlameCounters, CopyCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf, InsideCounters,
-    NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, series,
+    NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, WorstTable, series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -48,14 +48,18 @@ pub(crate) static COPIES: Array<CopyCounters> = Array::with_max_entries(1, MAPPA
 #[map]
 pub(crate) static READERS: Array<ReaderRow> = Array::with_max_entries(1, MAPPABLE);
 
+/// The longest waits of each CPU: 1.3 KiB each, or one that nothing writes.
+#[map]
+pub(crate) static WORST: Array<WorstTable> = Array::with_max_entries(1, MAPPABLE);
+
 /// Which histogram each series has. Written by userspace, as the map that the section becomes: its
 /// address is known to the programs, so that no look-up is needed.
 #[unsafe(link_section = ".bss.hist_of")]
 #[unsafe(no_mangle)]
 pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::COUNT]);
 
-/// What tasks are doing, found by a hash of the task's address: 392 KiB, with more than 64 CPUs
-/// 6 KiB for each.
+/// What tasks are doing, found by a hash of the task's address: 440 KiB, with more than 64 CPUs
+/// 7 KiB for each.
 #[map]
 pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
 

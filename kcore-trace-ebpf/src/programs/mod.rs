@@ -10,7 +10,7 @@
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
 //! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those
 //! of single nodes, [`blame`] those of waiters by holder, which [`holder`] knows, [`reader`] those of
-//! processes that read; [`lock`] is the state machine of an acquisition; [`spin`], [`sleeping`],
+//! processes that read, [`worst`] the longest waits; [`lock`] is the state machine of an acquisition; [`spin`], [`sleeping`],
 //! [`op`], [`read`], [`inside`] and [`tracepoint`] are the programs, each a few lines that fetch
 //! arguments.
 
@@ -34,6 +34,7 @@ mod sleeping;
 mod slot;
 mod spin;
 mod tracepoint;
+mod worst;
 
 /// Declares programs: name, section, and a body over the context.
 macro_rules! programs {

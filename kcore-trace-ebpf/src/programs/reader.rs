@@ -121,9 +121,18 @@ pub(crate) unsafe fn ended(frame: *const ReadFrame, bytes: u64, end_ns: u64) {
     unsafe {
         let mine = maps::READERS.get_ptr_mut((*frame).row);
         let mine = mine.filter(|row| read_volatile(&raw const (**row).owner) == (*frame).owner);
-        let others = others((*frame).owner);
-        let Some(row) = mine.or_else(|| maps::READERS.get_ptr_mut(others)) else {
-            return;
+        let row = match mine {
+            Some(row) => row,
+            None => {
+                let others = others((*frame).owner);
+                if (*frame).row != others {
+                    record::miss(miss::NO_READER);
+                }
+                let Some(row) = maps::READERS.get_ptr_mut(others) else {
+                    return;
+                };
+                row
+            }
         };
         add(&raw mut (*row).reads, 1);
         add(&raw mut (*row).bytes, bytes);

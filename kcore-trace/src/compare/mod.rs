@@ -19,6 +19,7 @@
 //! Invariant: what was not measured on both sides is never judged.
 
 mod blame;
+mod inside;
 mod markdown;
 mod metric;
 mod nodes;
@@ -37,6 +38,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 pub use blame::BlameRow;
+pub use inside::InsideRows;
 pub use metric::{Metric, Point, Scale, Span};
 pub use nodes::NodeRow;
 pub use obstacle::{Lost, Obstacle};
@@ -86,6 +88,8 @@ pub struct Comparison {
     pub nodes: Vec<NodeRow>,
     /// Who waited for whom, on each side; empty where neither knows.
     pub blame: Vec<BlameRow>,
+    /// What happened inside holds and reads, on each side; null where nobody looked.
+    pub inside: Option<InsideRows>,
 }
 
 /// What was measured on one side.
@@ -192,6 +196,7 @@ impl Comparison {
             ops,
             nodes: nodes::rows(baseline, candidate),
             blame: blame::rows(baseline, candidate),
+            inside: inside::rows(baseline, candidate),
         };
         comparison.summary = shown::sentence(&comparison);
         Ok(comparison)

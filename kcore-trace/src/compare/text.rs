@@ -11,7 +11,7 @@ use super::metric::Metric;
 use super::shown::{self, Line};
 use super::tables::{self, HOLDS, WAITS};
 use super::verdict::Finding;
-use super::{Comparison, Number, OpRow, blame, nodes};
+use super::{Comparison, Number, OpRow, blame, inside, nodes};
 use crate::table::{self, wrap};
 use crate::units;
 
@@ -30,6 +30,7 @@ pub(super) fn render(comparison: &Comparison, columns: Option<u16>) -> String {
     blocks.extend(ops(&comparison.ops));
     blocks.extend(nodes::table(&comparison.nodes));
     blocks.extend(blame::table(&comparison.blame));
+    blocks.extend(comparison.inside.iter().flat_map(inside::tables));
     if let Some(table) = tables::differences(comparison) {
         blocks.push(format!(
             "Differences, with intervals that hold together within a row\n\n{table}"

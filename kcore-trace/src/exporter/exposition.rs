@@ -856,6 +856,7 @@ fn losses(state: &State) -> Samples<'_> {
         ("recursion-miss", loss.recursion_misses),
         ("map-full", loss.map_full),
         ("unnamed-read", loss.unnamed_reads),
+        ("unlisted-wait", loss.unlisted_waits),
         ("unmatched-release", loss.unmatched_releases),
         ("unmatched-acquisition", loss.unmatched_acquisitions),
         ("unknown-site", loss.unknown_sites),

@@ -171,6 +171,7 @@ impl Totals {
             inside,
             copies,
             readers,
+            worst: _,
             loss,
         } = &interval.measured;
         let mut sum = Measured {

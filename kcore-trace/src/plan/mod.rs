@@ -598,6 +598,10 @@ impl Draft<'_> {
         self.miss("uncontended acquisitions", "no tracepoint tells of them");
         self.miss("holds", "no tracepoint tells of them");
         self.miss("op latencies", "the vmalloc tracepoints fire once per op");
+        self.miss(
+            "insides of holds, readers, longest waits",
+            "they take fentry or kprobe",
+        );
         match self.facts.spinlocks.as_str() {
             "test-and-set" => self.miss("all spinlock waits", "test-and-set spinlocks, as a hypervisor without PV spinlocks gets them, fire no tracepoint"),
             "pv" => {}

@@ -16,6 +16,7 @@ mod readers;
 mod reduced;
 mod tables;
 mod text;
+mod worst;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub use inside::{CopyRow, HoldRow, InsideView};
 pub use nodes::NodeRow;
 pub use readers::ReaderRow;
 pub use reduced::{ReducedLock, Reduction};
+pub use worst::WorstRow;
 
 use crate::distribution::{Bucket, Distribution};
 use crate::host::Host;
@@ -100,6 +102,8 @@ pub struct Report {
     pub inside: Option<InsideView>,
     /// Those that others waited for longest first. Null where nobody looked.
     pub readers: Option<Vec<ReaderRow>>,
+    /// The longest waits, the longest first. Null where nobody looked.
+    pub worst: Option<Vec<WorstRow>>,
 }
 
 /// What was measured, where, and for how long.
@@ -268,6 +272,7 @@ impl Report {
             blame: blame.ok(),
             inside: inside::view(header, &recording.total),
             readers: readers::rows(header, &recording.total),
+            worst: worst::rows(header, &recording.total),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::tables::{self, Sides};
 use super::{By, Dist, LockTotal, Report, bars};
-use super::{blame, inside, nodes, readers, reduced};
+use super::{blame, inside, nodes, readers, reduced, worst};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
 use crate::{table, units};
@@ -29,6 +29,7 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
             );
             blocks.extend(report.inside.iter().flat_map(inside::text));
             blocks.extend(report.readers.as_deref().and_then(readers::block));
+            blocks.extend(report.worst.as_deref().and_then(worst::text));
         }
         By::Lock => blocks.extend(locks(report, by, columns)),
         By::Node => blocks.push(nodes::text(report)),
@@ -173,7 +174,7 @@ fn losses(report: &Report) -> Vec<String> {
 }
 
 /// How many of what was lost, and what that means.
-fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 9] {
+fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 10] {
     [
         (
             loss.map_full,
@@ -184,6 +185,11 @@ fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 9] {
             loss.unnamed_reads,
             "read",
             "of processes for which there was no room: counted under (others)",
+        ),
+        (
+            loss.unlisted_waits,
+            "wait",
+            "missing from the list of the longest, if it was one of them",
         ),
         (
             loss.recursion_misses,

@@ -264,10 +264,12 @@ pub(crate) fn everything(second: u64) -> Sample {
         inside: keys().map(|key| (key, INSIDE)).collect(),
         copies: Destination::ALL.iter().map(|to| (*to, COPIES)).collect(),
         readers: readers(),
+        worst: Vec::new(),
         loss: Loss {
             recursion_misses: 1,
             map_full: 2,
             unnamed_reads: 9,
+            unlisted_waits: 10,
             unmatched_releases: 3,
             unmatched_acquisitions: 4,
             unknown_sites: 5,

@@ -845,6 +845,27 @@ fn who_waited_for_whom_is_shown_of_the_side_that_knows() {
     assert!(neither.blame.is_empty());
 }
 
+#[test]
+fn what_happened_inside_is_shown_of_the_side_that_looked() {
+    let looked = tempfile::tempdir().expect("a temporary folder");
+    for seed in 0..2 {
+        let intervals = [sample::interval(0, sample::looked(seed))];
+        let path = looked.path().join(format!("{seed}.kct"));
+        write(&path, &sample::looking_header(), &intervals, 0);
+    }
+    let comparison = compare(&repeats(&spinlock(), 0..2), &looked);
+    let inside = comparison.inside.as_ref().expect("the candidate looked");
+    assert!(inside.reads.baseline.is_none());
+    assert_eq!(inside.reads.candidate.unwrap().faults, 2 * 22);
+    let text = rendered(&comparison, Format::Text, None);
+    assert!(
+        text.contains("Inside holds") && text.contains("Reads of /proc/kcore"),
+        "{text}"
+    );
+    let neither = compare(&repeats(&spinlock(), 0..2), &repeats(&spinlock(), 5..7));
+    assert!(neither.inside.is_none());
+}
+
 /// Repeats that lost something.
 fn lossy(lose: impl Fn(&mut Measured)) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use kcore_trace::model::{Cell, End, Header, Interval, Loss, Measured, Reduced, Trailer};
+use kcore_trace::model::{Cell, End, Header, Interval, Loss, Measured, Reduced, Trailer, WORST};
 use kcore_trace::recording::{Cut, Recording, RecordingError, RecordingWriter};
 use kcore_trace_ebpf::words::{Intent, Lock, Op};
 use proptest::prelude::*;
@@ -152,6 +152,8 @@ fn what_happened_inside_and_who_read_are_read_back_and_add_up() {
     assert_eq!(parts.inside, recording.total.inside);
     assert_eq!(parts.copies, recording.total.copies);
     assert_eq!(parts.readers, recording.total.readers);
+    assert_eq!(parts.worst, recording.total.worst);
+    assert_eq!(parts.worst.len(), WORST);
 }
 
 #[test]

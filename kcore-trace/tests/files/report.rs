@@ -426,6 +426,11 @@ fn what_happened_inside_and_who_read_stand_below_the_locks() {
     assert_eq!(reader["process"]["comm"], "crash");
     assert_eq!(reader["inflicted_ns"], Value::Null);
     assert_eq!(json["readers"][1]["process"], Value::Null);
+    // Of three intervals.
+    let worst = json["worst"].as_array().unwrap();
+    assert_eq!(worst.len(), 9);
+    assert_eq!(worst[0]["holder"]["task"]["comm"], "crash");
+    assert_eq!(worst[0]["waiter"]["op"], "alloc");
 }
 
 #[test]
@@ -434,6 +439,7 @@ fn where_nobody_looked_there_is_null_and_the_reason() {
     let json = json(&report);
     assert_eq!(json["inside"], Value::Null);
     assert_eq!(json["readers"], Value::Null);
+    assert_eq!(json["worst"], Value::Null);
     let text = by(&report, By::Process, Format::Text);
     assert!(text.contains("--no-inside"), "{text}");
 }

@@ -7,7 +7,7 @@ use kcore_trace::host::Host;
 use kcore_trace::model::{
     Blame, BlameKey, Cell, CellKey, Copies, Coverage, Header, HoldCoverage, Inside, Interval,
     KernelName, Level, Loss, Measured, Missing, Nodes, OpCell, Process, Purpose, Reader, ReaderKey,
-    WaitCoverage,
+    Task, WaitCoverage, WorstWait,
 };
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
@@ -202,6 +202,42 @@ pub(crate) fn looking_header() -> Header {
     }
 }
 
+/// An allocator waited for a reader, and a purge for someone unknown.
+fn worst(seed: u64) -> Vec<WorstWait> {
+    let task = |pid, comm: Option<&str>| Task {
+        pid,
+        tid: pid,
+        comm: comm.map(String::from),
+    };
+    let allocator = WorstWait {
+        wait_ns: 12_900_000 + seed,
+        slept_ns: 0,
+        ended_ns: 400_000_000,
+        key: exclusive(Lock::VmapArea, Intent::Write, Op::Alloc),
+        waiter: task(77, Some("modprobe")),
+        holder: Some(Purpose {
+            intent: Intent::Read,
+            op: Op::Vread,
+        }),
+        holder_task: Some(task(4711, Some("crash"))),
+    };
+    let purge = WorstWait {
+        wait_ns: 900_000,
+        slept_ns: 850_000,
+        ended_ns: 700_000_000,
+        key: exclusive(Lock::VmapPurge, Intent::Write, Op::Purge),
+        waiter: task(9, Some("kworker/1:2")),
+        holder: None,
+        holder_task: None,
+    };
+    let gone = WorstWait {
+        wait_ns: 700_000,
+        holder_task: Some(task(4712, None)),
+        ..allocator.clone()
+    };
+    vec![allocator, purge, gone]
+}
+
 /// What it saw beside [`busy`].
 pub(crate) fn looked(seed: u64) -> Measured {
     Measured {
@@ -220,6 +256,7 @@ pub(crate) fn looked(seed: u64) -> Measured {
             },
         )]),
         readers: readers(),
+        worst: worst(seed),
         ..busy(seed)
     }
 }

@@ -244,8 +244,7 @@ const CASES: &[Case] = &[
         "kprobe_counts_the_faults_of_untouched_pages_by_era",
         inside::kprobe_faults,
     )
-    .alone()
-    .for_every_type(),
+    .alone(),
     case(
         "reads_into_buffers_and_pipes_are_told_apart",
         inside::destinations,
@@ -260,12 +259,16 @@ const CASES: &[Case] = &[
     case("kprobe_tells_who_reads", inside::kprobe_readers)
         .alone()
         .for_every_type(),
-    case("nobody_reads_where_nobody_reads", inside::no_readers).alone(),
     case(
         "a_read_is_counted_however_many_readers_there_are",
         inside::many_readers,
     )
     .alone(),
+    case(
+        "the_longest_waits_are_listed_with_who_waited_for_whom",
+        inside::longest,
+    )
+    .for_every_type(),
     case("nobody_sleeps_with_a_spinlock", inside::sleeps).for_every_type(),
     case("what_happens_inside_can_be_left_out", inside::left_out).alone(),
     case("a_guard_reduces_the_level_step_by_step", guard::reduces).parallel(),

@@ -137,6 +137,11 @@ pub(crate) fn writers(guest: &mut Guest) -> Result<Outcome> {
             "nobody reads: {row}"
         );
     }
+    let readers = report.0["readers"].as_array();
+    ensure!(
+        readers.is_some_and(Vec::is_empty),
+        "nobody reads: {readers:?}"
+    );
     let with_readers = tool::recorded(FENTRY)?;
     let by_readers: u64 = rows(&with_readers)
         .filter(|row| is_reader(&row["holder"]))

@@ -55,7 +55,7 @@ pub(crate) fn leaves_alone(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn reduces(_: &mut Guest) -> Result<Outcome> {
-    let report = recorded(NOTHING, &["--hooks", "fentry", "-d", "15s"])?;
+    let report = recorded(NOTHING, &["--hooks", "fentry", "-d", "25s"])?;
     let levels = levels(&report);
     ensure!(
         levels.starts_with(&["full", "contended", "off"]),

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::blame::WHILE_READING;
-use super::churn::{FENTRY, KPROBE, equal};
+use super::churn::{FENTRY, KPROBE, may_lack};
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report};
 
@@ -45,15 +45,23 @@ fn faults(report: &Report) -> Result<Outcome> {
         "spinlock-iter" | "per-node" => [0, READS],
         _ => [0, 0],
     };
-    equal("page faults while the index was locked", in_holds, held)?;
-    equal("passes that stopped short", short, retried)?;
-    equal("times the memory was faulted in", faulted_in, retried)?;
+    counted(report, "faults with the index locked", in_holds, held)?;
+    counted(report, "passes that stopped short", short, retried)?;
+    counted(report, "buffers that were faulted in", faulted_in, retried)?;
     // The reader's own headers and lists of segments are read into fresh memory too.
-    ensure!(
-        (READS..READS + 10).contains(&faults),
-        "{faults} page faults in reads into {READS} untouched pages"
-    );
+    let of_headers = faults.saturating_sub(READS).min(10);
+    counted(report, "faults in reads", faults - of_headers, READS)?;
     Ok(Outcome::Passed)
+}
+
+/// What the kernel skipped is missing, and says so.
+fn counted(report: &Report, what: &str, seen: u64, wanted: u64) -> Result<()> {
+    let lack = may_lack(report);
+    ensure!(
+        seen <= wanted && seen + lack >= wanted,
+        "{what}: {seen} is not {wanted}, and {lack} may be missing"
+    );
+    Ok(())
 }
 
 pub(crate) fn destinations(_: &mut Guest) -> Result<Outcome> {
@@ -71,10 +79,10 @@ pub(crate) fn destinations(_: &mut Guest) -> Result<Outcome> {
         ensure!(reads >= 2 * READS, "{reads} reads of {READS} by readv");
         return Ok(Outcome::Passed);
     }
-    exactly(copies(&several, "iovec")?)?;
+    all_of(&several, copies(&several, "iovec")?)?;
     let piped = read("splice")?;
     let into = |what| copies(&piped, what);
-    exactly(into("pipe").or_else(|_| into("bvec"))?)?;
+    all_of(&piped, into("pipe").or_else(|_| into("bvec"))?)?;
     let plain = read("read")?;
     for destination in ["iovec", "pipe", "bvec", "kvec", "other"] {
         let copied = copies(&plain, destination);
@@ -84,14 +92,11 @@ pub(crate) fn destinations(_: &mut Guest) -> Result<Outcome> {
 }
 
 /// All reads of a load, none before it.
-fn exactly(copies: &Value) -> Result<()> {
-    equal("reads", number(copies, "reads"), READS)?;
-    equal("bytes", number(copies, "bytes"), READS * PAGE_BYTES)?;
-    equal(
-        "bytes of passes",
-        number(copies, "pass_bytes"),
-        READS * PAGE_BYTES,
-    )
+fn all_of(report: &Report, copies: &Value) -> Result<()> {
+    counted(report, "reads", number(copies, "reads"), READS)?;
+    let pages = |what| number(copies, what).div_ceil(PAGE_BYTES);
+    counted(report, "pages read", pages("bytes"), READS)?;
+    counted(report, "pages of passes", pages("pass_bytes"), READS)
 }
 
 pub(crate) fn fentry_readers(_: &mut Guest) -> Result<Outcome> {
@@ -123,7 +128,7 @@ pub(crate) fn kprobe_readers(_: &mut Guest) -> Result<Outcome> {
 
 /// One process reads /proc/kcore, four read /proc/vmallocinfo, and each has a row.
 fn readers(report: &Report) -> Result<()> {
-    let lack = super::churn::may_lack(report);
+    let lack = may_lack(report);
     let of_file = |file: &'static str| {
         report
             .rows("readers")
@@ -141,39 +146,28 @@ fn readers(report: &Report) -> Result<()> {
         return Ok(());
     }
     // The process that looks for the page to read reads words.
-    let busy = of_file("kcore").filter(|row| number(row, "bytes") >= READS * PAGE_BYTES);
+    let busy = of_file("kcore").filter(|row| number(row, "bytes") >= READS / 2 * PAGE_BYTES);
     let busy: Vec<_> = busy.collect();
     let [reader] = busy[..] else {
         anyhow::bail!("one process reads /proc/kcore, and these do: {busy:?}");
     };
-    ensure!(number(reader, "reads") >= READS, "{reader}");
+    counted(report, "reads", number(reader, "reads"), READS)?;
     let sees_holds = report.0["coverage"]["holds"] == "all";
     ensure!(
         reader["holds"].is_u64() == sees_holds,
         "holds are seen, or null: {reader}"
     );
     ensure!(
-        !sees_holds || number(reader, "holds") >= READS,
+        !sees_holds || number(reader, "holds") + lack >= READS,
         "each read takes a lock: {reader}"
     );
     ensure!(reader["process"]["pid"].is_u64(), "{reader}");
     Ok(())
 }
 
-pub(crate) fn no_readers(_: &mut Guest) -> Result<Outcome> {
-    let writers = &["--maps", "4", "--ops", "50"];
-    let report = tool::recorded_load(&["--hooks", "fentry"], writers)?;
-    let readers: Vec<_> = report.rows("readers").collect();
-    ensure!(
-        report.0["readers"].is_array() && readers.is_empty(),
-        "nobody reads: {readers:?}"
-    );
-    Ok(Outcome::Passed)
-}
-
 pub(crate) fn many_readers(_: &mut Guest) -> Result<Outcome> {
     let report = tool::recorded_load(&["--hooks", "fentry"], MANY)?;
-    let lack = super::churn::may_lack(&report);
+    let lack = may_lack(&report);
     let reads = of_readers(&report, "reads");
     let listed = report.op("vmallocinfo");
     ensure!(
@@ -223,6 +217,49 @@ pub(crate) fn sleeps(_: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// Those of the locks, the longest first, and each with who waited for whom.
+pub(crate) fn longest(guest: &mut Guest) -> Result<Outcome> {
+    let report = tool::recorded(FENTRY)?;
+    let worst: Vec<_> = report.rows("worst").collect();
+    let totals = || report.rows("lock_totals");
+    let contended: u64 = totals().map(|row| number(row, "contended")).sum();
+    let most = contended.min(20) as usize;
+    ensure!(
+        worst.len().abs_diff(most) <= WHILE_READING as usize && worst.len() <= 20,
+        "{} of {contended} waits are listed",
+        worst.len()
+    );
+    let longest = totals().map(|row| number(&row["wait"], "max_ns")).max();
+    let first = worst.first().map_or(0, |row| number(row, "wait_ns"));
+    ensure!(
+        first >= longest.unwrap_or(0),
+        "{longest:?} ns is the longest wait, and the first of the list {first} ns"
+    );
+    ensure!(
+        worst.is_sorted_by_key(|row| u64::MAX - number(row, "wait_ns")),
+        "{worst:?}"
+    );
+    for row in &worst {
+        let named = row["waiter"]["task"]["comm"].as_str();
+        ensure!(
+            named.is_some_and(|comm| !comm.is_empty()) && number(row, "slept_ns") <= first,
+            "{row}"
+        );
+        let holder = &row["holder"]["task"];
+        let waiter = &row["waiter"]["task"];
+        ensure!(
+            holder["tid"].is_null() || holder["tid"] != waiter["tid"],
+            "{row}"
+        );
+    }
+    let known = worst.iter().filter(|row| row["holder"]["task"].is_object());
+    ensure!(
+        guest.cpus() == 1 || known.count() > 0,
+        "no holder is known by name: {worst:?}"
+    );
+    Ok(Outcome::Passed)
+}
+
 pub(crate) fn left_out(_: &mut Guest) -> Result<Outcome> {
     let plan = tool::json(&["plan", "--no-inside", "--format", "json"])?;
     let programs = plan["programs"].as_array().context("no programs")?;
@@ -234,7 +271,9 @@ pub(crate) fn left_out(_: &mut Guest) -> Result<Outcome> {
     ensure!(inside.is_none(), "{inside:?}");
     let report = tool::recorded_load(&["--no-inside"], &["--maps", "1", "--ops", "10"])?;
     ensure!(
-        report.0["inside"].is_null() && report.0["readers"].is_null(),
+        ["inside", "readers", "worst"]
+            .iter()
+            .all(|what| report.0[*what].is_null()),
         "not looked at, and yet there is something"
     );
     Ok(Outcome::Passed)
