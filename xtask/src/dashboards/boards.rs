@@ -13,9 +13,9 @@ const CHOSEN: &str = r#"instance=~"$host",lock=~"$lock""#;
 const SPINNING: &str = r#"instance=~"$host",lock=~"$lock",kind="spinlock""#;
 const HOST: &str = r#"instance=~"$host""#;
 /// What stands in a panel of nodes where the kernel has none.
-const NO_NODES: &str = "No node's lock was waited for: kernels up to 6.8 have no nodes.";
+const NO_NODES: &str = "No node's lock was waited for; kernels up to 6.8 have no nodes.";
 /// What stands in a panel of holds where they are not measured.
-const NO_HOLDS: &str = "Not measured here: holds are seen at level full, and not by tracepoints.";
+const NO_HOLDS: &str = "Nothing was held, or it is not measured here: holds are seen at level full, not by tracepoints.";
 /// What stands in a panel of readers where there are none.
 const NOBODY_READS: &str =
     "Nobody read them, or it is not measured here: readers are seen at level full.";
@@ -80,6 +80,15 @@ fn several(name: &'static str, label: &'static str, query: &str) -> Variable {
         label,
         query: query.into(),
         several: true,
+        narrowed: false,
+    }
+}
+
+/// A choice among what others leave.
+fn narrowed(name: &'static str, label: &'static str, query: &str) -> Variable {
+    Variable {
+        narrowed: true,
+        ..several(name, label, query)
     }
 }
 
@@ -108,7 +117,7 @@ fn locks() -> Board {
                 "Kernel",
                 r#"label_values(kcore_trace_kernel_info{era=~"$era"}, release)"#,
             ),
-            several("host", "Host", hosts),
+            narrowed("host", "Host", hosts),
             several(
                 "lock",
                 "Lock",
@@ -153,13 +162,18 @@ fn is_it_vmap() -> Row {
                 "One in a hundred contended acquisitions waited longer than this.",
                 [query(quantile(0.99, WAIT, CHOSEN, ""), "p99")],
             )
-            .limits(0.001, 0.01),
+            .limits(0.001, 0.01)
+            .absent("No waits"),
             panel(
                 (Shape::Stat, "percentunit", STAT),
                 "Worst lock",
                 "The lock that is waited for most, and its share of all waiting.",
-                [query(format!("topk(1, sum by (lock) ({waiting})) / scalar(sum({waiting}))"), "{{lock}}")],
-            ),
+                [query(
+                    format!("(topk(1, sum by (lock) ({waiting})) / scalar(sum({waiting}))) >= 0"),
+                    "{{lock}}",
+                )],
+            )
+            .absent("No waits"),
             panel(
                 (Shape::Stat, "short", STAT),
                 "Lost in this range",
@@ -205,16 +219,17 @@ fn which_lock() -> Row {
             panel(
                 (Shape::Table, "short", [24, 9]),
                 "Every lock and operation",
-                "One row for each way in which a lock is waited for, the one that costs most time first. Intent is what the place would be under an rwsem.",
+                "One row for each way in which a lock is waited for, the one that costs most time first. Intent is what the code needs the lock for: a look-up reads, whatever the type of the lock.",
                 [
-                    query(format!("sum by ({by}) ({waiting}) > 0"), "waited per second"),
+                    query(format!("sum by ({by}) ({waiting}) > 0"), "waiters at a time"),
                     query(format!("sum by ({by}) ({contended}) > 0"), "contended per second"),
                     query(quantile(0.5, WAIT, CHOSEN, by), "wait p50"),
                     query(quantile(0.99, WAIT, CHOSEN, by), "wait p99"),
                 ],
             )
+            .absent("Nobody waited.")
             .units(&[
-                ("waited per second", "s"),
+                ("waiters at a time", "short"),
                 ("contended per second", "cps"),
                 ("wait p50", "s"),
                 ("wait p99", "s"),
@@ -230,8 +245,8 @@ fn how_long() -> Row {
         panels: vec![
             panel(
                 (Shape::Heatmap, "s", HALF),
-                "Waits",
-                "How many contended acquisitions waited how long. Two bands mean two kinds of holders.",
+                "Waits, by how long they took",
+                "How many contended acquisitions waited how long. Two bands mean two kinds of holders. Of hosts with native histograms, where some of the chosen ones have them.",
                 [query(native, ""), query(classic, "{{le}}")],
             ),
             panel(
@@ -293,8 +308,8 @@ fn who_holds() -> Row {
             .absent(NO_HOLDS),
             panel(
                 (Shape::Lines, "cps", HALF),
-                "Readers of /proc/kcore and /proc/vmallocinfo that met somebody",
-                "Contended acquisitions by readers. Each of them waited for an allocator, or an allocator for it.",
+                "Contended acquisitions by readers of /proc/kcore and /proc/vmallocinfo",
+                "Each of them waited for an allocator, or an allocator for it.",
                 [query(
                     format!("sum by (op) ({})", samples(WAIT, &readers)),
                     "{{op}}",
@@ -396,7 +411,7 @@ fn which_nodes() -> Row {
                 "Imbalance between nodes",
                 "Contended acquisitions of the busiest node, divided by the mean of all nodes of the host. 1 is even; as many as there are nodes means that one has them all.",
                 [query(
-                    format!("max by (lock) ({most} / {mean})"),
+                    format!("max by (lock) ({most} / {mean}) >= 0"),
                     "{{lock}}",
                 )],
             )
@@ -410,7 +425,7 @@ fn trust() -> Row {
         title: "Can these numbers be trusted, and what do they cost?",
         panels: vec![
             panel(
-                (Shape::Table, "short", [24, 4]),
+                (Shape::Table, "short", [24, 6]),
                 "What is seen",
                 "waits: all, slow-path (each contended one) or tracepoint (most of them); holds: all, partial or none.",
                 [query(
@@ -428,7 +443,8 @@ fn trust() -> Row {
                     format!("count by (hook, reason) (kcore_trace_hook_missing_info{{{HOST}}})"),
                     "hosts",
                 )],
-            ),
+            )
+            .absent("Nothing is missing."),
             panel(
                 (Shape::Lines, "cps", HALF),
                 "Losses",
@@ -441,7 +457,7 @@ fn trust() -> Row {
             panel(
                 (Shape::Lines, "percentunit", HALF),
                 "CPU time of kcore-trace",
-                "Of the process, and within it of reading the counters; as a share of one CPU. The programs in the kernel are in it only where kernel.bpf_stats_enabled is on.",
+                "Of the process, and how long reading the counters took by the clock, which is more where CPUs are scarce; summed over the chosen hosts, 100 % is one CPU. The programs in the kernel are in it only where kernel.bpf_stats_enabled is on.",
                 [
                     query(
                         format!(
@@ -519,7 +535,7 @@ fn kernels() -> Board {
     let ratio = |of: &dyn Fn(&str) -> String| {
         let candidate = of(r#"release=~"$candidate""#);
         let baseline = of(r#"release="$baseline""#);
-        format!("{candidate} / on () group_left () {baseline}")
+        format!("({candidate} / on () group_left () {baseline}) >= 0")
     };
     let only = |release: &str| {
         format!(" * on (instance) group_left (release) kcore_trace_kernel_info{{{release}}}")
@@ -638,16 +654,16 @@ fn fleet() -> Board {
         description: "Many hosts, the worst first.",
         variables: vec![
             several("era", "Era", "label_values(kcore_trace_kernel_info, era)"),
-            several("host", "Host", r#"label_values(kcore_trace_kernel_info{era=~"$era"}, instance)"#),
+            narrowed("host", "Host", r#"label_values(kcore_trace_kernel_info{era=~"$era"}, instance)"#),
             several("lock", "Lock", "label_values(kcore_trace_contended_acquisitions_total, lock)"),
         ],
         rows: vec![
             Row {
                 title: "Worst first",
                 panels: vec![
-                    panel((Shape::Stat, "short", STAT), "Hosts measured", "Hosts whose exporter answers.", [query(format!("count(kcore_trace_build_info{{{HOST}}})"), "hosts")]),
-                    panel((Shape::Stat, "short", STAT), "Hosts above 1 %", "Hosts that lose more than 1 % of their CPU time to spinning for vmap locks.", [query(format!("count(({share}) > 0.01) or vector(0)"), "hosts")]).limits(1.0, 10.0),
-                    panel((Shape::Stat, "short", STAT), "Hosts with losses", "Hosts where something could not be counted as it should in the last hour.", [query(format!(r#"count(sum by (instance) (increase(kcore_trace_lost_total{{{HOST},reason!="recursion-miss"}}[1h])) > 0) or vector(0)"#), "hosts")]).limits(1.0, 10.0),
+                    panel((Shape::Stat, "short", [4, 8]), "Hosts measured", "Hosts whose exporter answers.", [query(format!("count(kcore_trace_build_info{{{HOST}}})"), "hosts")]),
+                    panel((Shape::Stat, "short", [4, 8]), "Hosts above 1 %", "Hosts that lose more than 1 % of their CPU time to spinning for vmap locks.", [query(format!("count(({share}) > 0.01) or vector(0)"), "hosts")]).limits(1.0, 10.0),
+                    panel((Shape::Stat, "short", [4, 8]), "Hosts with losses", "Hosts where something could not be counted as it should in the last hour.", [query(format!(r#"count(sum by (instance) (increase(kcore_trace_lost_total{{{HOST},reason!="recursion-miss"}}[1h])) > 0) or vector(0)"#), "hosts")]).limits(1.0, 10.0),
                     panel((Shape::Lines, "percentunit", [12, 8]), "CPU time lost to spinning, ten worst", "Share of the host's CPU time spent spinning for vmap locks.", [query(format!("topk(10, ({share}){chosen_kernel})"), "{{instance}}")]),
                     panel(
                         (Shape::Table, "short", [24, 12]),
@@ -667,7 +683,7 @@ fn fleet() -> Board {
                 title: "The fleet as a whole",
                 panels: vec![
                     panel((Shape::Lines, "percentunit", HALF), "CPU time lost to spinning, by era", "Mean over the hosts of each era.", [query(format!("avg by (era) (({share}) * on (instance) group_left (era) kcore_trace_kernel_info{{era=~\"$era\"}})"), "{{era}}")]),
-                    panel((Shape::Stack, "short", HALF), "Hosts by kernel", "How many hosts run which kernel.", [query(r#"count by (release) (kcore_trace_kernel_info{era=~"$era"})"#, "{{release}}")]),
+                    panel((Shape::Stack, "short", HALF), "Hosts by kernel", "How many hosts run which kernel.", [query(r#"count by (release) (kcore_trace_kernel_info{era=~"$era",instance=~"$host"})"#, "{{release}}")]),
                 ],
             },
         ],

@@ -39,6 +39,8 @@ pub(super) struct Variable {
     pub(super) query: String,
     /// Whether several can be chosen, and all of them at first.
     pub(super) several: bool,
+    /// Whether all of them are those that other variables leave, instead of any.
+    pub(super) narrowed: bool,
 }
 
 /// A title and what stands below it.
@@ -151,7 +153,9 @@ impl Variable {
             "refresh": 2, "sort": 1, "multi": self.several, "includeAll": self.several,
         });
         if self.several {
-            document["allValue"] = ".*".into();
+            if !self.narrowed {
+                document["allValue"] = ".*".into();
+            }
             document["current"] = json!({ "text": ["All"], "value": ["$__all"] });
         }
         document
@@ -212,8 +216,14 @@ impl Panel {
                 Shape::Stack => (30, "normal"),
                 _ => (5, "none"),
             };
+            // Where there is nothing, an axis up to 10,000 % says nothing.
+            let least = match self.unit {
+                "percentunit" => 0.01,
+                "s" => 0.001,
+                _ => 1.0,
+            };
             defaults["custom"] = json!({
-                "fillOpacity": fill, "lineWidth": 1, "showPoints": "never", "spanNulls": false,
+                "axisSoftMax": least, "fillOpacity": fill, "lineWidth": 1, "showPoints": "never", "spanNulls": false,
                 "stacking": { "group": "A", "mode": mode },
             });
         }
@@ -230,8 +240,11 @@ impl Panel {
                 .units
                 .iter()
                 .find(|(column, _)| *column == query.legend);
+            // The column of the only query has no letter.
+            let only = if self.queries.len() == 1 { "?" } else { "" };
+            let column = format!("/^Value( #{letter}){only}$/");
             json!({
-                "matcher": { "id": "byName", "options": format!("Value #{letter}") },
+                "matcher": { "id": "byRegexp", "options": column },
                 "properties": [
                     { "id": "displayName", "value": query.legend },
                     { "id": "unit", "value": unit.map_or(self.unit, |(_, unit)| unit) },
@@ -245,14 +258,25 @@ impl Panel {
         queries.chain([sentences]).collect()
     }
 
+    /// Whether the legend says which of several things a number is about.
+    fn names_series(&self) -> bool {
+        let mut queries = self.queries.iter();
+        queries.any(|query| query.legend.contains("{{"))
+    }
+
     fn options(&self) -> Value {
         match self.shape {
             Shape::Stat => json!({
                 "reduceOptions": { "calcs": ["lastNotNull"], "fields": "", "values": false },
-                "colorMode": "value", "graphMode": "none", "textMode": "auto",
+                "colorMode": "value", "graphMode": "none",
+                // Grafana leaves the name of a single number out.
+                "textMode": if self.names_series() { "value_and_name" } else { "auto" },
             }),
             Shape::Lines | Shape::Stack => json!({
-                "legend": { "displayMode": "table", "placement": "bottom", "calcs": ["mean", "max"] },
+                "legend": {
+                    "displayMode": "table", "placement": "right", "calcs": ["mean", "max"],
+                    "sortBy": "Max", "sortDesc": true,
+                },
                 "tooltip": { "mode": "multi", "sort": "desc" },
             }),
             Shape::Heatmap => json!({

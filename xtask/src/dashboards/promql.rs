@@ -26,7 +26,8 @@ pub(super) fn quantile(q: f64, histogram: &str, filter: &str, by: &str) -> Strin
     joined_quantile(q, histogram, filter, by, "")
 }
 
-/// A quantile, by some labels of which some come from another metric.
+/// A quantile, by some labels of which some come from another metric; of what had no sample there is
+/// none, and no line of gaps either.
 pub(super) fn joined_quantile(
     q: f64,
     histogram: &str,
@@ -40,7 +41,7 @@ pub(super) fn joined_quantile(
         format!("{by}, le")
     };
     format!(
-        "(histogram_quantile({q}, sum by ({by}) (rate({histogram}{{{filter}}}[{WINDOW}]){join})) or histogram_quantile({q}, sum by ({with_le}) (rate({histogram}_bucket{{{filter}}}[{WINDOW}]){join})))"
+        "((histogram_quantile({q}, sum by ({by}) (rate({histogram}{{{filter}}}[{WINDOW}]){join})) or histogram_quantile({q}, sum by ({with_le}) (rate({histogram}_bucket{{{filter}}}[{WINDOW}]){join}))) >= 0)"
     )
 }
 
