@@ -59,7 +59,7 @@ fn until_it_measures(path: &Path) -> Result<()> {
     bail!("`{}` does not grow: {sizes:?}", path.display())
 }
 
-fn signal(child: &Child, number: i32) {
+pub(super) fn signal(child: &Child, number: i32) {
     // SAFETY: the child has not been waited for, so that the id is still its own.
     unsafe { libc::kill(child.id() as i32, number) };
 }

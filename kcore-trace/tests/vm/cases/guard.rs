@@ -3,9 +3,12 @@
 //! What measuring costs on an emulated machine says nothing, so the limits are such that it is
 //! always above or always below.
 
-use anyhow::{Result, ensure};
+use std::io::{BufRead as _, BufReader};
+
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::endings;
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report};
 
@@ -13,15 +16,26 @@ use crate::tool::{self, Report};
 const NOTHING: &str = "0.000001%";
 const EVERYTHING: &str = "100%";
 
-/// Records whatever happens for a while.
-fn recorded(limit: &str, more: &[&str]) -> Result<Report> {
+/// Records whatever happens until the level has changed so often. Attaching takes as long as it does
+/// under emulation.
+fn recorded(limit: &str, more: &[&str], changes: usize) -> Result<Report> {
     let path = tool::fresh("guard");
     let file = path.to_string_lossy();
     let args = ["record", "--max-overhead", limit, "-o", &file];
-    let output = tool::run(&[&args, more].concat())?;
-    // For whoever reads the console of a failed boot.
-    println!("{}", tool::complaint(&output));
-    ensure!(output.status.success(), "{}", tool::complaint(&output));
+    let mut child = tool::start(&[&args, more].concat())?;
+    let said = BufReader::new(child.stderr.take().context("stderr is a pipe")?);
+    let mut changed = 0;
+    for line in said.lines() {
+        let line = line?;
+        // For whoever reads the console of a failed boot.
+        println!("{line}");
+        changed += usize::from(line.contains("from here on") || line.contains(" again, after"));
+        if changes > 0 && changed == changes {
+            endings::signal(&child, libc::SIGINT);
+        }
+    }
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}", output.status);
     let report = tool::report(&path)?;
     std::fs::remove_file(&path)?;
     Ok(report)
@@ -49,13 +63,13 @@ fn adds_up(report: &Report) -> Result<()> {
 }
 
 pub(crate) fn leaves_alone(_: &mut Guest) -> Result<Outcome> {
-    let report = recorded(EVERYTHING, &["--level", "contended", "-d", "3s"])?;
+    let report = recorded(EVERYTHING, &["--level", "contended", "-d", "3s"], 0)?;
     ensure!(report.0["reduced"].is_null(), "{}", report.0["reduced"]);
     Ok(Outcome::Passed)
 }
 
 pub(crate) fn reduces(_: &mut Guest) -> Result<Outcome> {
-    let report = recorded(NOTHING, &["--hooks", "fentry", "-d", "25s"])?;
+    let report = recorded(NOTHING, &["--hooks", "fentry", "-d", "3m"], 2)?;
     let levels = levels(&report);
     ensure!(
         levels.starts_with(&["full", "contended", "off"]),
@@ -66,7 +80,7 @@ pub(crate) fn reduces(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn tries_again(_: &mut Guest) -> Result<Outcome> {
-    let report = recorded(NOTHING, &["--level", "contended", "-d", "20s"])?;
+    let report = recorded(NOTHING, &["--level", "contended", "-d", "3m"], 3)?;
     let levels = levels(&report);
     ensure!(
         levels.starts_with(&["contended", "off", "contended", "off"]),
