@@ -284,7 +284,7 @@ pub struct ReaderRow {
     pub holds: u64,
     pub hold_ns: u64,
     /// Waits of anyone for a lock that the reader held.
-    pub inflicted: u64,
+    pub inflicted_waits: u64,
     pub inflicted_ns: u64,
 }
 
@@ -294,10 +294,16 @@ const _: () = assert!(size_of::<ReaderRow>() == 128);
 pub mod reader {
     use crate::words::Source;
 
-    /// Neither a free row nor that of readers without a row of their own.
+    /// The word, which is never zero.
     #[inline(always)]
     pub const fn owner(process: u32, source: Source) -> u64 {
         (process as u64) << 8 | (source as u64 + 1)
+    }
+
+    /// Whether it is a reader of that file.
+    #[inline(always)]
+    pub const fn reads_file(owner: u64, source: Source) -> bool {
+        owner as u8 == source as u8 + 1
     }
 
     /// Process and file.
@@ -637,8 +643,9 @@ mod tests {
     use super::node::{counters, number, reciprocal};
     use super::{
         BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstTable, blame, node,
+        reader,
     };
-    use crate::words::{self, Lock, Mode, Op};
+    use crate::words::{self, Lock, Mode, Op, Source};
 
     #[test]
     fn a_node_is_told_by_multiplying_as_by_dividing() {
@@ -688,6 +695,20 @@ mod tests {
         let worst = size_of::<WorstTable>();
         let all = size_of::<CpuCounters>() + nodes + blame + histograms + worst;
         assert!(all <= 512 << 10, "{all} bytes");
+    }
+
+    #[test]
+    fn a_reader_is_one_of_its_file_alone_and_never_nobody() {
+        for &file in Source::ALL {
+            for process in [0, 1, u32::MAX] {
+                let owner = reader::owner(process, file);
+                assert_eq!(reader::words(owner), Some((process, file)));
+                for &other in Source::ALL {
+                    assert_eq!(reader::reads_file(owner, other), other == file);
+                }
+            }
+        }
+        assert_eq!(reader::words(0), None);
     }
 
     #[test]

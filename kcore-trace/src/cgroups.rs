@@ -17,7 +17,8 @@ const MOST: usize = 20_000;
 
 pub(crate) struct Cgroups {
     root: Option<PathBuf>,
-    names: HashMap<u64, String>,
+    /// Nothing for what was looked for and is not there: a group is older than what it reads.
+    names: HashMap<u64, Option<String>>,
     walked: bool,
 }
 
@@ -43,16 +44,23 @@ impl Cgroups {
 
     /// The path of a group; nothing if there is none with that id.
     pub(crate) fn name(&mut self, id: u64) -> Option<String> {
-        if !self.names.contains_key(&id) && !self.walked {
-            self.walk();
+        if let Some(known) = self.names.get(&id) {
+            return known.clone();
         }
-        self.names.get(&id).cloned()
+        if self.walked {
+            return None;
+        }
+        self.walk();
+        self.names.entry(id).or_default().clone()
     }
 
     fn walk(&mut self) {
         self.walked = true;
         let Some(root) = &self.root else { return };
         let mut names = HashMap::new();
+        if self.names.len() < 2 * MOST {
+            names.extend(self.names.drain().filter(|(_, name)| name.is_none()));
+        }
         let mut folders = vec![root.clone()];
         while let Some(folder) = folders.pop()
             && names.len() < MOST
@@ -61,7 +69,7 @@ impl Cgroups {
             let Ok(metadata) = fs::symlink_metadata(&folder) else {
                 continue;
             };
-            names.insert(metadata.ino(), shown(root, &folder));
+            names.insert(metadata.ino(), Some(shown(root, &folder)));
             let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
             let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             folders.extend(below.map(|entry| entry.path()));
@@ -111,6 +119,17 @@ mod tests {
         assert_eq!(cgroups.name(id(&later)), None);
         cgroups.refresh();
         assert_eq!(cgroups.name(id(&later)).as_deref(), Some("/user.slice"));
+    }
+
+    #[test]
+    fn a_group_that_is_gone_is_looked_for_once() {
+        let root = tempfile::tempdir().unwrap();
+        let mut cgroups = Cgroups::below(Some(root.path().into()));
+        for _ in 0..2 {
+            cgroups.refresh();
+            assert_eq!(cgroups.name(u64::MAX), None);
+        }
+        assert!(!cgroups.walked, "looked for again");
     }
 
     #[test]

@@ -391,61 +391,24 @@ impl Snapshots {
     }
 }
 
-fn inside_of(counters: &InsideCounters) -> Inside {
-    let InsideCounters {
-        faults,
-        fault_ns,
-        switches,
-        preemptions,
-        off_cpu_ns,
-        sleeps,
-        sleep_ns,
-    } = *counters;
-    Inside {
-        faults,
-        fault_ns,
-        switches,
-        preemptions,
-        off_cpu_ns,
-        sleeps,
-        sleep_ns,
-    }
+/// What the kernel counts as the sums that are kept, field by field.
+macro_rules! sums {
+    ($($name:ident: $from:ty => $to:ident { $($field:ident),+ $(,)? })+) => {$(
+        fn $name(counted: &$from) -> $to {
+            $to { $($field: counted.$field),+ }
+        }
+    )+};
 }
 
-fn copies_of(counters: &CopyCounters) -> Copies {
-    let CopyCounters {
-        reads,
-        bytes,
-        passes,
-        pass_bytes,
-        short_passes,
-        fault_ins,
-        faults,
-        fault_ns,
-    } = *counters;
-    Copies {
-        reads,
-        bytes,
-        passes,
-        pass_bytes,
-        short_passes,
-        fault_ins,
-        faults,
-        fault_ns,
+sums! {
+    inside_of: InsideCounters => Inside {
+        faults, fault_ns, switches, preemptions, off_cpu_ns, sleeps, sleep_ns,
     }
-}
-
-fn reader_of(row: &ReaderRow) -> Reader {
-    Reader {
-        reads: row.reads,
-        bytes: row.bytes,
-        read_ns: row.read_ns,
-        waits: row.waits,
-        wait_ns: row.wait_ns,
-        holds: row.holds,
-        hold_ns: row.hold_ns,
-        inflicted_waits: row.inflicted,
-        inflicted_ns: row.inflicted_ns,
+    copies_of: CopyCounters => Copies {
+        reads, bytes, passes, pass_bytes, short_passes, fault_ins, faults, fault_ns,
+    }
+    reader_of: ReaderRow => Reader {
+        reads, bytes, read_ns, waits, wait_ns, holds, hold_ns, inflicted_waits, inflicted_ns,
     }
 }
 

@@ -157,7 +157,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         node::acquired(cpu, index, taken.address);
-        let reader = slot::reader(slot, here);
+        let reader = reader::current(slot, here);
         let held = match slot::held(slot, taken.address, state::WAITING) {
             Some(waiting) => {
                 (*waiting).reader = reader;
@@ -208,7 +208,7 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
             return;
         };
         (*room).cell = index;
-        (*room).reader = slot::reader(slot, here);
+        (*room).reader = reader::current(slot, here);
         since_now(slot, room);
     }
 }
@@ -508,7 +508,7 @@ unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
         let series = series::hold(index as usize) as u32;
         cpu.duration(&raw mut (*counters).hold, series, hold_ns);
         if flags(flag::INSIDE) != 0 {
-            reader::held((*held).reader, index, hold_ns);
+            reader::held((*held).reader, index, hold_ns, end_ns);
         }
     }
 }

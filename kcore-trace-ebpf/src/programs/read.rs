@@ -8,7 +8,8 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
-use kcore_trace_ebpf::layout::{CopyCounters, Slot, read};
+use kcore_trace_ebpf::layout::reader::reads_file;
+use kcore_trace_ebpf::layout::{CopyCounters, ReadFrame, Slot, read};
 use kcore_trace_ebpf::words::{Destination, Source};
 
 use super::constants::reads;
@@ -17,7 +18,7 @@ use super::record::add;
 use super::slot::{self, Here, SPANNING};
 use super::{Context, inside, programs, reader};
 
-/// How many tasks read /proc/kcore.
+/// How many tasks read /proc/kcore, as far as their slots say.
 static READS_IN_PROGRESS: Shared<u64> = Shared::new(0);
 
 /// `VM_FAULT_RETRY` of `include/linux/mm_types.h`: nothing was served, and it will be tried again.
@@ -59,6 +60,18 @@ fn seq_bytes(seq_file: u64) -> u64 {
     unsafe { bpf_probe_read_kernel((seq_file + offset - 1) as *const u64) }.unwrap_or(0)
 }
 
+/// Counts the task among those that read /proc/kcore, or no more. Whether it is one is asked of what
+/// its slot says: the end of a read, of whichever file, may have been missed.
+#[inline(always)]
+unsafe fn count_in_progress(read: *const ReadFrame, change: u64) {
+    // SAFETY: the caller passes a frame in a map value.
+    unsafe {
+        if (*read).frame != 0 && reads_file((*read).owner, Source::Kcore) {
+            add(READS_IN_PROGRESS.get(), change);
+        }
+    }
+}
+
 #[inline(always)]
 fn begin(frame: u64, source: Source, destination: u32, seq_file: u64) {
     let owner = reader::owner(source);
@@ -67,15 +80,14 @@ fn begin(frame: u64, source: Source, destination: u32, seq_file: u64) {
     // SAFETY: the slot is a map value.
     unsafe {
         let read = &raw mut (*slot).read;
-        if source as u32 == Source::Kcore as u32 && (*read).frame == 0 {
-            add(READS_IN_PROGRESS.get(), 1);
-        }
+        count_in_progress(read, 1u64.wrapping_neg());
         (*read).owner = owner;
         (*read).row = row;
         (*read).destination = destination;
         (*read).seq_file = seq_file;
         (*read).fault_since_ns = 0;
         (*read).frame = frame;
+        count_in_progress(read, 1);
         let since_ns = now();
         (*read).since_ns = since_ns;
         (*slot).touched_ns = since_ns;
@@ -84,17 +96,15 @@ fn begin(frame: u64, source: Source, destination: u32, seq_file: u64) {
 
 /// The read that was entered there ended; nothing if it is not known.
 #[inline(always)]
-fn end(frame: u64, source: Source) -> Option<*mut Slot> {
+fn end(frame: u64) -> Option<*mut Slot> {
     let slot = slot::find()?;
     // SAFETY: the slot is a map value.
     unsafe {
         if (*slot).read.frame != frame {
             return None;
         }
+        count_in_progress(&raw const (*slot).read, 1u64.wrapping_neg());
         (*slot).read.frame = 0;
-        if source as u32 == Source::Kcore as u32 {
-            add(READS_IN_PROGRESS.get(), 1u64.wrapping_neg());
-        }
     }
     Some(slot)
 }
@@ -102,7 +112,7 @@ fn end(frame: u64, source: Source) -> Option<*mut Slot> {
 #[inline(always)]
 fn kcore_ended(here: Here, returned: u64) {
     let end_ns = now();
-    let Some(slot) = end(slot::stack_address(here), Source::Kcore) else {
+    let Some(slot) = end(slot::stack_address(here)) else {
         return;
     };
     let bytes = positive(returned);
@@ -119,7 +129,7 @@ fn kcore_ended(here: Here, returned: u64) {
 #[inline(always)]
 fn vmallocinfo_ended(frame: u64) {
     let end_ns = now();
-    let Some(slot) = end(frame, Source::Vmallocinfo) else {
+    let Some(slot) = end(frame) else {
         return;
     };
     // SAFETY: the slot is a map value.

@@ -2,25 +2,27 @@
 //! and file.
 //!
 //! In: reads that begin and end, and the waits and holds of whoever is in one. A row is found by a
-//! hash in a set of four. It goes to another reader when userspace has read it whole and nobody has
-//! touched it for a while; a reader that finds no row is counted with all others of that kind.
+//! hash in a set of four. It goes to another reader when the set is full, userspace has read it whole
+//! and nobody has touched it for a while; a reader that finds no row is counted with all others of
+//! that kind.
 //!
 //! Invariant: whatever is counted for a row is counted for its owner. Two readers may grab one row
-//! at the same moment; the owner is compared before a read is counted, so that the loser's reads
-//! go to the others.
+//! at the same moment, and a long read may lose its own; so the owner is compared when a lock is
+//! taken and when the read ends, and what is the loser's goes to the others.
 
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_comm};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use kcore_trace_ebpf::layout::{
-    READER_WAYS, READERS, ReadFrame, ReaderRow, blame, miss, read, reader,
+    READER_WAYS, READERS, ReadFrame, ReaderRow, Slot, blame, flag, miss, read, reader,
 };
 use kcore_trace_ebpf::words::{Lock, Source};
 
-use super::constants::reads;
+use super::constants::{flags, reads};
 use super::maps;
 use super::record::{self, add};
+use super::slot::{self, Here};
 
 /// A row that nobody has touched for so long may go to another reader.
 const IDLE_NS: u64 = 2_000_000_000;
@@ -58,21 +60,28 @@ pub(crate) fn row(owner: u64) -> u32 {
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    for way in 0..READER_WAYS {
-        if let Some(row) = maps::READERS.get_ptr_mut(first | way) {
-            // SAFETY: a map value.
-            unsafe {
-                let idle = (*row).seen_ns == (*row).touched_ns
-                    && now.wrapping_sub((*row).touched_ns) > IDLE_NS;
-                if (*row).owner == 0 || idle {
-                    take_over(row, owner, comm, now);
-                    return first | way;
+    // A free row before one that another may come back to.
+    for idle in [false, true] {
+        for way in 0..READER_WAYS {
+            if let Some(row) = maps::READERS.get_ptr_mut(first | way) {
+                // SAFETY: a map value.
+                unsafe {
+                    if (*row).owner == 0 || (idle && is_idle(row, now)) {
+                        take_over(row, owner, comm, now);
+                        return first | way;
+                    }
                 }
             }
         }
     }
     record::miss(miss::NO_READER);
     others(owner)
+}
+
+#[inline(always)]
+unsafe fn is_idle(row: *const ReaderRow, now: u64) -> bool {
+    // SAFETY: the caller passes a map value.
+    unsafe { (*row).seen_ns == (*row).touched_ns && now.wrapping_sub((*row).touched_ns) > IDLE_NS }
 }
 
 /// The row of those without one, for the file that the owner reads.
@@ -102,12 +111,43 @@ unsafe fn take_over(row: *mut ReaderRow, owner: u64, comm: [u64; 2], now: u64) {
             &raw mut (*row).wait_ns,
             &raw mut (*row).holds,
             &raw mut (*row).hold_ns,
-            &raw mut (*row).inflicted,
+            &raw mut (*row).inflicted_waits,
             &raw mut (*row).inflicted_ns,
         ] {
             write_volatile(counter, 0);
         }
         write_volatile(&raw mut (*row).owner, owner);
+    }
+}
+
+/// Where what the read does is counted now: its own row while it has it.
+#[inline(always)]
+unsafe fn row_of(frame: *const ReadFrame) -> u32 {
+    // SAFETY: the caller passes a frame in a map value; rows are map values.
+    unsafe {
+        let mine = (*frame).row;
+        match maps::READERS.get_ptr_mut(mine) {
+            Some(row) if read_volatile(&raw const (*row).owner) == (*frame).owner => mine,
+            _ => others((*frame).owner),
+        }
+    }
+}
+
+/// The row of the read that the task is in, plus one; zero if it is in none.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u32 {
+    // SAFETY: the caller says that the slot is valid.
+    unsafe {
+        let frame = (*slot).read.frame;
+        if flags(flag::INSIDE) != 0 && frame != 0 && slot::is_live(frame, slot::stack_address(here))
+        {
+            row_of(&raw const (*slot).read) + 1
+        } else {
+            0
+        }
     }
 }
 
@@ -119,20 +159,12 @@ unsafe fn take_over(row: *mut ReaderRow, owner: u64, comm: [u64; 2], now: u64) {
 pub(crate) unsafe fn ended(frame: *const ReadFrame, bytes: u64, end_ns: u64) {
     // SAFETY: the caller says that the frame is valid; rows are map values.
     unsafe {
-        let mine = maps::READERS.get_ptr_mut((*frame).row);
-        let mine = mine.filter(|row| read_volatile(&raw const (**row).owner) == (*frame).owner);
-        let row = match mine {
-            Some(row) => row,
-            None => {
-                let others = others((*frame).owner);
-                if (*frame).row != others {
-                    record::miss(miss::NO_READER);
-                }
-                let Some(row) = maps::READERS.get_ptr_mut(others) else {
-                    return;
-                };
-                row
-            }
+        let number = row_of(frame);
+        if number != (*frame).row {
+            record::miss(miss::NO_READER);
+        }
+        let Some(row) = maps::READERS.get_ptr_mut(number) else {
+            return;
         };
         add(&raw mut (*row).reads, 1);
         add(&raw mut (*row).bytes, bytes);
@@ -165,9 +197,9 @@ pub(crate) fn waited(reader: u32, wait_ns: u64) {
     }
 }
 
-/// A hold of a reader ended, under that cell.
+/// A hold of a reader ended, under that cell. A long read keeps its row by that.
 #[inline(always)]
-pub(crate) fn held(reader: u32, cell: u32, hold_ns: u64) {
+pub(crate) fn held(reader: u32, cell: u32, hold_ns: u64, end_ns: u64) {
     if let Some(row) = numbered(reader)
         && blame::lock(cell.into()) != Lock::Kclist as u64
     {
@@ -175,6 +207,7 @@ pub(crate) fn held(reader: u32, cell: u32, hold_ns: u64) {
         unsafe {
             add(&raw mut (*row).holds, 1);
             add(&raw mut (*row).hold_ns, hold_ns);
+            (*row).touched_ns = end_ns;
         }
     }
 }
@@ -185,7 +218,7 @@ pub(crate) fn inflicted(reader: u32, wait_ns: u64) {
     if let Some(row) = numbered(reader) {
         // SAFETY: a map value; the helper has no preconditions.
         unsafe {
-            add(&raw mut (*row).inflicted, 1);
+            add(&raw mut (*row).inflicted_waits, 1);
             add(&raw mut (*row).inflicted_ns, wait_ns);
             (*row).touched_ns = bpf_ktime_get_ns();
         }

@@ -9,9 +9,9 @@
 //! stack of its own (x86-64: `irq_stack_union`), is never taken for the task below it.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
-use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, flag, miss, state};
+use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state};
 
-use super::constants::{flags, slot_mask};
+use super::constants::slot_mask;
 use super::maps::TASKS;
 use super::{Context, choose, hidden, number, record};
 
@@ -157,23 +157,6 @@ pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<u32> {
             Some(interrupt.op)
         } else {
             None
-        }
-    }
-}
-
-/// The row of the read that is going on, plus one; zero if there is none.
-///
-/// # Safety
-/// `slot` is a map value.
-#[inline(always)]
-pub(crate) unsafe fn reader(slot: *const Slot, here: Here) -> u32 {
-    // SAFETY: the caller says that the slot is valid.
-    unsafe {
-        let read = &(*slot).read;
-        if flags(flag::INSIDE) != 0 && read.frame != 0 && is_live(read.frame, stack_address(here)) {
-            read.row + 1
-        } else {
-            0
         }
     }
 }

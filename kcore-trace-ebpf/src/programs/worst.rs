@@ -7,6 +7,8 @@
 //! Invariant: the longest waits of all CPUs are among those in the tables. One that ends in an
 //! interrupt while the table is being written is counted as a miss.
 
+use core::ptr::write_volatile;
+
 use aya_ebpf::helpers::generated::bpf_get_current_comm;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use kcore_trace_ebpf::layout::{Held, WORST, WorstTable, WorstWait, miss};
@@ -33,7 +35,7 @@ pub(crate) unsafe fn waited(cpu: Cpu, held: *const Held, cell: u32, holder: Hold
         if (*table).busy != 0 {
             return record::miss(miss::WORST_BUSY);
         }
-        (*table).busy = 1;
+        write_volatile(&raw mut (*table).busy, 1);
         let slept_ns = (*held).slept_ns;
         let task = bpf_get_current_pid_tgid();
         // Nobody waits for himself: who held the lock in between is not known.
@@ -55,7 +57,7 @@ pub(crate) unsafe fn waited(cpu: Cpu, held: *const Held, cell: u32, holder: Hold
         if let Some(place) = shortest(table) {
             (*table).least_ns = (*place).wait_ns;
         }
-        (*table).busy = 0;
+        write_volatile(&raw mut (*table).busy, 0);
     }
 }
 

@@ -562,15 +562,17 @@ impl Draft<'_> {
 
     fn inside_missing(&mut self) {
         let hooked = |draft: &Self, symbols: &[&str]| {
-            let mut targets = draft.programs.iter().map(|hook| hook.target.as_str());
-            targets.any(|target| symbols.contains(&target))
+            let ours = |hook: &&PlannedHook| {
+                [purpose::READS, purpose::INSIDE].contains(&hook.purpose.as_str())
+            };
+            let mut hooks = draft.programs.iter().filter(ours);
+            hooks.any(|hook| symbols.contains(&hook.target.as_str()))
         };
         let absent = "no function that does it can be hooked on this kernel";
+        let kcore = ["read_kcore_iter", "read_kcore"];
         for (symbols, what) in [
-            (
-                &["read_kcore_iter", "read_kcore"][..],
-                "reads of /proc/kcore",
-            ),
+            (&kcore[..], "reads of /proc/kcore"),
+            (probes::PASSES, "passes of reads over vmalloc memory"),
             (&["handle_mm_fault"], "page faults inside holds"),
         ] {
             if !hooked(self, symbols) {

@@ -6,10 +6,10 @@
 
 use std::cmp::Reverse;
 
-use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op};
+use kcore_trace_ebpf::words::{Destination, Kind};
 use serde::Serialize;
 
-use crate::model::{Copies, Header, Inside, Measured};
+use crate::model::{CellKey, Copies, Header, Inside, Measured};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -27,16 +27,10 @@ pub struct InsideView {
 /// What happened inside the holds and waits of one lock, as one op took it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct HoldRow {
-    #[serde(with = "crate::words")]
-    pub lock: Lock,
+    #[serde(flatten)]
+    pub key: CellKey,
     #[serde(serialize_with = "crate::words::optional")]
     pub kind: Option<Kind>,
-    #[serde(with = "crate::words")]
-    pub mode: Mode,
-    #[serde(with = "crate::words")]
-    pub intent: Intent,
-    #[serde(with = "crate::words")]
-    pub op: Op,
     #[serde(flatten)]
     pub inside: Inside,
     /// Nanoseconds of all contended waits, of which `sleep_ns` is a part.
@@ -59,11 +53,8 @@ pub(super) const NOT_SEEN: &str =
 pub(super) fn view(header: &Header, measured: &Measured) -> Option<InsideView> {
     header.inside.then(|| {
         let holds = measured.inside.iter().map(|(key, inside)| HoldRow {
-            lock: key.lock,
+            key: *key,
             kind: header.kinds.get(&key.lock).copied(),
-            mode: key.mode,
-            intent: key.intent,
-            op: key.op,
             inside: *inside,
             wait_sum_ns: measured.cells.get(key).map_or(0, |cell| cell.wait.sum_ns()),
         });
@@ -114,7 +105,7 @@ fn holds(rows: &[HoldRow]) -> String {
     for row in rows {
         let inside = &row.inside;
         table.add_row([
-            format!("{}, {}", row.lock, row.op),
+            format!("{}, {}", row.key.lock, row.key.op),
             units::count(inside.faults),
             units::duration(inside.fault_ns),
             units::count(inside.switches),
