@@ -251,6 +251,144 @@ pub struct WorstTable {
 
 const _: () = assert!(size_of::<WorstTable>() == 16 + 64 * WORST);
 
+/// Rows of the audit that each CPU has; a power of two.
+pub const AUDIT_ROWS: usize = 128;
+/// Rows that are looked at for one key.
+pub const AUDIT_WAYS: usize = 8;
+/// Example stacks of the audit that each CPU keeps.
+pub const AUDIT_STACKS: usize = 24;
+/// Frames of a stack that is kept, those of the program and its trampoline among them.
+pub const STACK_FRAMES: usize = 24;
+
+/// Return addresses, the innermost first; zeros behind the last.
+pub type Stack = [u64; STACK_FRAMES];
+
+/// Acquisitions at one site in one context on one CPU; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AuditRow {
+    /// [`audit::key`]; zero when the row is free.
+    pub key: u64,
+    pub count: u64,
+    /// The example stack plus one; zero if none was kept.
+    pub stack: u64,
+}
+
+const _: () = assert!(size_of::<AuditRow>() == 24);
+
+/// Where one CPU took vmap locks, and in which contexts.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct AuditTable {
+    /// Address of this CPU's preempt count. Written by userspace.
+    pub preempt_count_at: u64,
+    /// Not zero while a row is being written.
+    pub busy: u64,
+    /// Stacks that are in use.
+    pub used_stacks: u64,
+    pub rows: [AuditRow; AUDIT_ROWS],
+    pub stacks: [Stack; AUDIT_STACKS],
+}
+
+const _: () = assert!(size_of::<AuditTable>() == 24 + 24 * AUDIT_ROWS + 192 * AUDIT_STACKS);
+
+/// What the audit has to know beside, in a map of its own. Written by userspace, but for `seen`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AuditState {
+    /// Not zero once what follows is known.
+    pub ready: u64,
+    /// `task_struct` of the task whose acquisition of a spinlock is to be kept in `seen`.
+    pub witness: u64,
+    /// [`audit::words`] of that acquisition; zero while there was none.
+    pub seen: u64,
+    /// What the preempt count of a task that may sleep is in the hook on an acquired spinlock, and
+    /// in any other.
+    pub spinning: u64,
+    pub sleeping: u64,
+    /// What the depth of RCU read sections is there.
+    pub rcu: u64,
+}
+
+/// Where a lock is taken, and in which context, in one word.
+pub mod audit {
+    use crate::words::{Context, Lock, Mode, Op};
+
+    /// Stands for the lock of a row that counts calls of a function instead.
+    pub const NO_LOCK: u64 = 15;
+    /// Stands for the address of whichever function the op began with.
+    pub const OP_FUNCTION: u64 = 0xffff;
+    const _: () = assert!(Lock::COUNT <= NO_LOCK as usize && Op::COUNT <= 16);
+    const _: () = assert!(Context::COUNT == 8);
+
+    /// Bits of a preempt count (`include/linux/preempt.h`, 5.10 to 7.3).
+    pub const PREEMPT: u64 = 0xff;
+    pub const SERVING_SOFTIRQ: u64 = 0x100;
+    pub const SOFTIRQS_OFF: u64 = 0xfe00;
+    pub const HARDIRQ: u64 = 0xf_0000;
+    pub const NMI: u64 = 0xf0_0000;
+
+    /// Says that words were seen at all.
+    const SEEN: u64 = 1 << 63;
+
+    /// Preempt count and depth of RCU read sections.
+    #[inline(always)]
+    pub const fn words(preempt_count: u32, rcu: u32) -> u64 {
+        SEEN | (rcu as u64) << 32 | preempt_count as u64
+    }
+
+    /// Both of such words.
+    pub const fn seen(words: u64) -> (u64, u64) {
+        (words & 0xffff_ffff, words >> 32 & 0x7fff_ffff)
+    }
+
+    /// How the lock was taken, below the contexts of a key.
+    #[inline(always)]
+    pub const fn how(lock: u64, mode: Mode, tries: bool, op: u64) -> u64 {
+        lock | (mode as u64) << 4 | (tries as u64) << 5 | op << 6
+    }
+
+    /// Where, how, and in which contexts: never zero. The low half of an address in kernel text
+    /// tells it from all others.
+    #[inline(always)]
+    pub const fn key(address: u64, how: u64, contexts: u64) -> u64 {
+        (contexts << 16 | how << 1 | 1) << 32 | (address & 0xffff_ffff)
+    }
+
+    /// What a key stands for.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Parts {
+        pub address: u64,
+        /// Nothing for a call of a function.
+        pub lock: Option<Lock>,
+        pub mode: Mode,
+        pub tries: bool,
+        pub op: Op,
+        /// Bits by number of the [`Context`].
+        pub contexts: u8,
+    }
+
+    /// The parts of a key; nothing for what is none.
+    pub fn parts(key: u64) -> Option<Parts> {
+        let how = key >> 33 & 0x7fff;
+        if key >> 32 & 1 == 0 {
+            return None;
+        }
+        let lock = how & 15;
+        Some(Parts {
+            address: 0xffff_ffff << 32 | (key & 0xffff_ffff),
+            lock: match lock {
+                NO_LOCK => None,
+                lock => Some(Lock::from_index(lock as usize)?),
+            },
+            mode: Mode::from_index((how >> 4 & 1) as usize)?,
+            tries: how >> 5 & 1 != 0,
+            op: Op::from_index((how >> 6 & 15) as usize)?,
+            contexts: (key >> 48) as u8,
+        })
+    }
+}
+
 /// Readers that can be told apart at a time, in sets of [`READER_WAYS`]; behind them a row for each
 /// [`crate::words::Source`] counts those that found no room.
 pub const READERS: u32 = 512;
@@ -595,7 +733,13 @@ pub mod flag {
     pub const SPIN_RELEASES: usize = 2;
     /// It is seen what happens inside holds, and who reads.
     pub const INSIDE: usize = 3;
-    pub const COUNT: usize = 4;
+    /// It is seen in which context each acquisition is made.
+    pub const AUDIT: usize = 4;
+    /// Offset of `task_struct.rcu_read_lock_nesting` plus one; zero where it is not known.
+    pub const RCU_OFFSET: usize = 5;
+    /// The locks that are spinlocks: bits by number.
+    pub const SPINLOCKS: usize = 6;
+    pub const COUNT: usize = 7;
 }
 
 /// Bytes at the head of a function within which the call to its tracer returns.
@@ -619,7 +763,9 @@ pub mod miss {
     pub const NO_READER: u32 = 6;
     /// One of the longest waits ended while another was being written down.
     pub const WORST_BUSY: u32 = 7;
-    pub const COUNT: u32 = 8;
+    /// The audit has no row for an acquisition.
+    pub const NO_AUDIT_ROW: u32 = 8;
+    pub const COUNT: u32 = 9;
 }
 
 /// Role of a lock in a node by its offset in `struct vmap_node`.
@@ -642,8 +788,8 @@ mod tests {
 
     use super::node::{counters, number, reciprocal};
     use super::{
-        BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstTable, blame, node,
-        reader,
+        BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstTable, audit, blame,
+        node, reader,
     };
     use crate::words::{self, Lock, Mode, Op, Source};
 
@@ -709,6 +855,32 @@ mod tests {
             }
         }
         assert_eq!(reader::words(0), None);
+    }
+
+    #[test]
+    fn a_key_of_the_audit_leads_back_to_its_parts() {
+        let address = 0xffff_ffff_8123_4567;
+        for (number, &op) in Op::ALL.iter().enumerate() {
+            for (lock, &mode) in (0..Lock::COUNT).zip(Mode::ALL.iter().cycle()) {
+                let tries = number % 2 == 0;
+                let contexts = (number * 37 + lock) as u8;
+                let how = audit::how(lock as u64, mode, tries, op as u64);
+                let parts = audit::parts(audit::key(address, how, contexts.into()));
+                let wanted = audit::Parts {
+                    address,
+                    lock: Lock::from_index(lock),
+                    mode,
+                    tries,
+                    op,
+                    contexts,
+                };
+                assert_eq!(parts, Some(wanted));
+            }
+        }
+        let call = audit::how(audit::NO_LOCK, Mode::Exclusive, false, Op::Free as u64);
+        let parts = audit::parts(audit::key(0, call, 0)).unwrap();
+        assert_eq!((parts.lock, parts.op), (None, Op::Free));
+        assert_eq!(audit::parts(0), None);
     }
 
     #[test]

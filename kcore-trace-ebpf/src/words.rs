@@ -147,6 +147,26 @@ words! {
     }
 }
 
+words! {
+    /// What forbids to sleep where a lock is taken: bits by number, none of them for a task that
+    /// may.
+    Context {
+        /// Serving a softirq.
+        Softirq = "softirq",
+        Hardirq = "hardirq",
+        Nmi = "nmi",
+        /// In a task that has softirqs off.
+        SoftirqsOff = "softirqs-off",
+        /// By more than the vmap spinlocks that the task holds.
+        PreemptionOff = "preemption-off",
+        InterruptsOff = "interrupts-off",
+        /// Inside a read section of RCU.
+        Rcu = "rcu",
+        /// Holding another vmap lock that is a spinlock.
+        Spinlock = "spinlock",
+    }
+}
+
 /// What an op does with a lock that is taken in it, where that does not depend on the site: bits by
 /// number of the op (`mm/vmalloc.c`, 5.10 to 7.3).
 pub mod intents {

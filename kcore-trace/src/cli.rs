@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::{self, Comparison, Side};
@@ -83,6 +83,8 @@ struct PlanArgs {
     level: Level,
     #[command(flatten)]
     hooks: HookArgs,
+    #[command(flatten)]
+    audit: AuditArgs,
     /// Plan for the kernel of this facts file instead of the running one
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
@@ -105,12 +107,32 @@ struct HookArgs {
     no_inside: bool,
 }
 
+#[derive(Args)]
+struct AuditArgs {
+    /// Also count in which context each lock is taken, for `report --audit`: whether every site could
+    /// sleep. Needs level full, by fentry or kprobe
+    #[arg(long)]
+    audit: bool,
+}
+
+impl AuditArgs {
+    fn request(&self, request: Request) -> Result<Request> {
+        let audit = self.audit;
+        ensure!(
+            !audit || request.level == Level::Full,
+            "--audit asks at every acquisition, which level contended does not see; leave out --level or --audit"
+        );
+        Ok(Request { audit, ..request })
+    }
+}
+
 impl HookArgs {
     fn request(&self, level: Level) -> Request {
         Request {
             level,
             hooks: self.hooks,
             without_inside: self.no_inside,
+            audit: false,
         }
     }
 }
@@ -138,6 +160,8 @@ struct RecordArgs {
     level: Level,
     #[command(flatten)]
     hooks: HookArgs,
+    #[command(flatten)]
+    audit: AuditArgs,
     /// What measuring may take of the time of all CPUs, such as 1%, or `off`: above that the level
     /// is reduced, to contended and then to nothing, and tried again later [default: 3% without a
     /// command and for longer than 10 minutes, else off]
@@ -186,6 +210,10 @@ struct ReportArgs {
     /// What the locks are divided by; JSON has all of it
     #[arg(long, value_enum, default_value_t)]
     by: report::By,
+    /// Say of each lock whether it could be one that sleeps, and where not: the same as --by site, of
+    /// a recording made with --audit
+    #[arg(long, conflicts_with = "by")]
+    audit: bool,
     #[arg(long, value_enum, default_value_t)]
     format: report::Format,
 }
@@ -320,7 +348,8 @@ fn plan(args: &PlanArgs) -> Result<()> {
                 .with_context(|| format!("failed to write facts to `{}`", path.display())),
         };
     }
-    let plan = Plan::choose(&facts, &args.hooks.request(args.level))?;
+    let request = args.audit.request(args.hooks.request(args.level))?;
+    let plan = Plan::choose(&facts, &request)?;
     match args.format {
         PlanFormat::Text => plan.write_text(&facts, &mut out)?,
         PlanFormat::Json => writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?,
@@ -333,7 +362,7 @@ fn record(args: &RecordArgs) -> Result<()> {
         output: args.output.clone(),
         duration: args.duration,
         measuring: Measuring {
-            request: args.hooks.request(args.level),
+            request: args.audit.request(args.hooks.request(args.level))?,
             interval: args.interval,
             limit: match args.max_overhead {
                 None if !is_long(args) => None,
@@ -382,8 +411,12 @@ fn terminal_columns() -> Option<u16> {
 fn report(args: &ReportArgs) -> Result<()> {
     let recording = Recording::open(&args.file)?;
     let report = Report::new(&recording);
+    let by = match args.audit {
+        true => report::By::Site,
+        false => args.by,
+    };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    report::render(&report, args.format, args.by, terminal_columns(), &mut out)?;
+    report::render(&report, args.format, by, terminal_columns(), &mut out)?;
     Ok(out.flush()?)
 }
 

@@ -20,9 +20,9 @@ use aya::maps::{Array, Map};
 use aya_obj::generated::bpf_cmd;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
-    BlameCounters, CellCounters, CopyCounters, CpuCounters, Durations, Histogram, HistogramOf,
-    InsideCounters, NodeCounters, OpCounters, ReaderRow, Slot, WorstTable, WorstWait, blame, miss,
-    node, series, state,
+    AUDIT_ROWS, AUDIT_STACKS, AuditRow, AuditTable, BlameCounters, CellCounters, CopyCounters,
+    CpuCounters, Durations, Histogram, HistogramOf, InsideCounters, NodeCounters, OpCounters,
+    ReaderRow, Slot, Stack, WorstTable, WorstWait, blame, miss, node, series, state,
 };
 use kcore_trace_ebpf::words::{Destination, Op, cell};
 
@@ -39,6 +39,7 @@ pub struct Counters {
     copies: Mapped<CopyCounters>,
     readers: Mapped<ReaderRow>,
     worst: Mapped<WorstTable>,
+    audit: Mapped<AuditTable>,
     histograms: Histograms,
     /// How many CPUs are looked at, from the first on. It never falls, so that no sum does.
     looked_at: usize,
@@ -72,6 +73,7 @@ impl Counters {
             copies: Mapped::new(object, "COPIES")?,
             readers: Mapped::new(object, "READERS")?,
             worst: Mapped::new(object, "WORST")?,
+            audit: Mapped::new(object, "AUDIT")?,
             histograms,
             looked_at: 0,
             numbers: [0; series::COUNT],
@@ -196,6 +198,28 @@ impl Counters {
             }
         });
         whole.flatten().filter(|wait| wait.wait_ns != 0)
+    }
+
+    /// The rows of the audit that are taken, by CPU and number; nothing where nobody looks. A row
+    /// keeps its key and its stack.
+    pub fn audit(&self) -> impl Iterator<Item = ((usize, usize), AuditRow)> {
+        let tables = self.audit.iter().take(self.looked_at).enumerate();
+        let rows = tables.flat_map(|(cpu, table)| {
+            (0..AUDIT_ROWS).map(move |index| {
+                // SAFETY: a value of the map, plain integers.
+                let row = unsafe { read_volatile(&raw const (*table).rows[index]) };
+                ((cpu, index), row)
+            })
+        });
+        rows.filter(|(_, row)| row.key != 0)
+    }
+
+    /// An example stack of a CPU, by [`AuditRow::stack`].
+    pub fn audit_stack(&self, cpu: usize, number: u64) -> Option<Stack> {
+        let index = usize::try_from(number).ok()?.checked_sub(1)?;
+        let table = self.audit.at(cpu)?;
+        // SAFETY: a value of the map, plain integers.
+        (index < AUDIT_STACKS).then(|| unsafe { read_volatile(&raw const (*table).stacks[index]) })
     }
 
     fn inside_len(&self, len: usize) -> usize {
@@ -417,6 +441,8 @@ unsafe impl Plain for CopyCounters {}
 unsafe impl Plain for ReaderRow {}
 // SAFETY: integers only.
 unsafe impl Plain for WorstTable {}
+// SAFETY: integers only.
+unsafe impl Plain for AuditTable {}
 
 /// An array of the kernel in our own memory.
 struct Mapped<T> {

@@ -30,6 +30,7 @@ pub mod blame;
 mod cgroups;
 pub mod cli;
 pub mod compare;
+mod contexts;
 pub mod counters;
 pub mod diagnostics;
 pub mod distribution;

@@ -20,10 +20,11 @@ use kcore_trace_ebpf::layout::{
     HISTOGRAMS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, blame, block,
     flag, node, read, text,
 };
-use kcore_trace_ebpf::words::{Destination, Kind, Lock, Op, Source, cell};
+use kcore_trace_ebpf::words::{Context, Destination, Kind, Lock, Op, Source, cell};
 use log::Log;
 use thiserror::Error;
 
+use crate::contexts;
 use crate::counters::Counters;
 use crate::diagnostics;
 use crate::host;
@@ -123,8 +124,38 @@ impl Session {
             plan,
         };
         session.fill_sites(addresses)?;
+        let preempt_counts = addresses.preempt_count;
+        let preempt_counts = preempt_counts.filter(|_| !session.plan.contexts.is_empty());
+        if let Some(preempt_counts) = preempt_counts {
+            contexts::prepare(&mut session, preempt_counts)?;
+        }
         session.attach_all(addresses)?;
+        if preempt_counts.is_some() {
+            session.calibrate_contexts();
+        }
         Ok(session)
+    }
+
+    /// Has the audit begin, or notes why it does not.
+    fn calibrate_contexts(&mut self) {
+        let at_entry = self.plan.hooks == Hooks::Kprobe;
+        let (hook, reason) = match contexts::calibrate(self, at_entry) {
+            Ok(true) => return,
+            Ok(false) => {
+                let unseen = Context::PreemptionOff;
+                self.plan.contexts.retain(|context| *context != unseen);
+                let reason = "this kernel does not count it (CONFIG_PREEMPT_COUNT is off)";
+                ("preemption off", reason.to_owned())
+            }
+            Err(error) => {
+                self.plan.contexts.clear();
+                ("audit", format!("{error:#}"))
+            }
+        };
+        self.plan.coverage.missing.push(Missing {
+            hook: hook.to_owned(),
+            reason,
+        });
     }
 
     /// What the programs count.
@@ -373,6 +404,10 @@ fn load_object(
     };
     let sees_inside = constants.flags[flag::INSIDE] != 0;
     let inside = |entries| if sees_inside { entries } else { 1 };
+    let audited = match constants.flags[flag::AUDIT] {
+        0 => 1,
+        _ => cpus,
+    };
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
@@ -398,6 +433,7 @@ fn load_object(
         .map_max_entries("COPIES", inside(Destination::COUNT as u32))
         .map_max_entries("READERS", inside(READERS + Source::COUNT as u32))
         .map_max_entries("WORST", inside(cpus))
+        .map_max_entries("AUDIT", audited)
         .load(OBJECT)
         .context("failed to create the maps")
 }
@@ -442,6 +478,13 @@ impl Constants {
         constants.flags[flag::AT_ENTRY] = (full && plan.hooks == Hooks::Kprobe).into();
         constants.flags[flag::SPIN_RELEASES] = (full && spinlocks(true)).into();
         constants.flags[flag::INSIDE] = plan.sees_inside().into();
+        constants.flags[flag::AUDIT] = (!plan.contexts.is_empty()).into();
+        constants.flags[flag::RCU_OFFSET] = facts.contexts.rcu_nesting.map_or(0, |at| at + 1);
+        let spinlocks = plan.locks.iter();
+        let spinlocks = spinlocks.filter(|planned| planned.kind == Kind::Spinlock);
+        constants.flags[flag::SPINLOCKS] = spinlocks
+            .map(|planned| 1 << planned.lock.index())
+            .fold(0, |all, bit| all | bit);
         constants
     }
 
@@ -585,7 +628,7 @@ mod tests {
     fn tables_and_object_name_the_same_programs() {
         use std::collections::BTreeSet;
 
-        use crate::probes::{self, Part};
+        use crate::probes::{self, Ends, Part};
 
         let all = [
             Attach::Fentry,
@@ -618,6 +661,10 @@ mod tests {
             let (by_trampoline, by_probe) = function.ends.attaches();
             named(function.stem, &[by_trampoline, by_probe].concat())
         });
+        let audit = probes::AUDIT.iter().flat_map(|(_, stem)| {
+            let (by_trampoline, by_probe) = Ends::Entry.attaches();
+            named(stem, &[by_trampoline, by_probe].concat())
+        });
         let switch = [program(probes::SWITCH.1, Attach::Tracepoint)];
         let tables: BTreeSet<String> = ops
             .chain(scopes)
@@ -625,6 +672,7 @@ mod tests {
             .chain(points)
             .chain(sequence)
             .chain(inside)
+            .chain(audit)
             .chain(switch)
             .collect();
         let object = aya_obj::Object::parse(OBJECT).unwrap();

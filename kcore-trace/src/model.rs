@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
+use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Mode, Op, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::Distribution;
@@ -196,6 +196,54 @@ pub struct Task {
     pub comm: Option<String>,
 }
 
+/// Where a lock is taken, and in which context; or where a function is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AuditKey {
+    /// Nothing for a call of a function instead.
+    #[serde(with = "crate::words::maybe")]
+    pub lock: Option<Lock>,
+    #[serde(with = "crate::words")]
+    pub mode: Mode,
+    /// Whether it is only tried.
+    pub tries: bool,
+    #[serde(with = "crate::words")]
+    pub op: Op,
+    /// Return address as `function+0xoffset`, or the function that was called; nothing if it has no
+    /// name.
+    pub site: Option<String>,
+    /// What forbids to sleep there; nothing in a task that may.
+    #[serde(with = "crate::words::list")]
+    pub contexts: Vec<Context>,
+}
+
+/// What happened at one site in one context.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Audit {
+    pub count: u64,
+    /// An example, the innermost function first; empty if none was kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<String>,
+}
+
+impl Audit {
+    fn add(&mut self, later: &Self) {
+        let Self { count, stack } = later;
+        self.count += count;
+        if self.stack.is_empty() {
+            self.stack.clone_from(stack);
+        }
+    }
+
+    /// The example stays.
+    fn since(&self, earlier: &Self) -> Option<Self> {
+        Some(Self {
+            count: self.count.checked_sub(earlier.count)?,
+            stack: self.stack.clone(),
+        })
+    }
+}
+
 /// How many of the longest waits are kept.
 pub const WORST: usize = kcore_trace_ebpf::layout::WORST;
 
@@ -226,6 +274,8 @@ pub struct Loss {
     pub unnamed_reads: u64,
     /// Waits that may have been among the longest and ended while another was written down.
     pub unlisted_waits: u64,
+    /// Acquisitions of which the audit does not know the context, for want of a row.
+    pub unaudited: u64,
     /// Releases of a lock whose acquisition was not seen after measuring began.
     pub unmatched_releases: u64,
     /// Acquisitions whose release was not seen: the same task took the lock again.
@@ -281,6 +331,12 @@ pub struct Measured {
     /// The longest waits, at most [`WORST`], the longest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub worst: Vec<WorstWait>,
+    /// Acquisitions by site and context; empty where nobody looked.
+    #[serde(
+        with = "crate::words::pairs",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub audit: BTreeMap<AuditKey, Audit>,
     pub loss: Loss,
 }
 
@@ -301,6 +357,7 @@ impl Measured {
             copies,
             readers,
             worst,
+            audit,
             loss,
         } = later;
         for (key, cell) in cells {
@@ -326,6 +383,9 @@ impl Measured {
         }
         self.worst.extend_from_slice(worst);
         self.keep_worst();
+        for (key, audit) in audit {
+            self.audit.entry(key.clone()).or_default().add(audit);
+        }
         self.loss.add(loss);
     }
 
@@ -367,6 +427,7 @@ impl Measured {
             copies,
             readers,
             worst,
+            audit,
             loss,
         } = earlier;
         for (key, before) in cells {
@@ -398,6 +459,10 @@ impl Measured {
             *reader = reader.since(before)?;
         }
         rest.worst.retain(|wait| !worst.contains(wait));
+        for (key, before) in audit {
+            let audit = rest.audit.get_mut(key)?;
+            *audit = audit.since(before)?;
+        }
         rest.loss = rest.loss.since(loss)?;
         Some(rest)
     }
@@ -551,6 +616,7 @@ impl Loss {
             map_full,
             unnamed_reads,
             unlisted_waits,
+            unaudited,
             unmatched_releases,
             unmatched_acquisitions,
             unknown_sites,
@@ -562,6 +628,7 @@ impl Loss {
         self.map_full += map_full;
         self.unnamed_reads += unnamed_reads;
         self.unlisted_waits += unlisted_waits;
+        self.unaudited += unaudited;
         self.unmatched_releases += unmatched_releases;
         self.unmatched_acquisitions += unmatched_acquisitions;
         self.unknown_sites += unknown_sites;
@@ -576,6 +643,7 @@ impl Loss {
             map_full,
             unnamed_reads,
             unlisted_waits,
+            unaudited,
             unmatched_releases,
             unmatched_acquisitions,
             unknown_sites,
@@ -588,6 +656,7 @@ impl Loss {
             map_full: self.map_full.checked_sub(map_full)?,
             unnamed_reads: self.unnamed_reads.checked_sub(unnamed_reads)?,
             unlisted_waits: self.unlisted_waits.checked_sub(unlisted_waits)?,
+            unaudited: self.unaudited.checked_sub(unaudited)?,
             unmatched_releases: self.unmatched_releases.checked_sub(unmatched_releases)?,
             unmatched_acquisitions: self
                 .unmatched_acquisitions
@@ -707,6 +776,9 @@ pub struct Header {
     /// a buffer of the kernel's, `vread_iter` to the destination.
     #[serde(default)]
     pub pass: Option<String>,
+    /// The contexts that an audit tells from one where a task may sleep; empty where nobody looked.
+    #[serde(default, with = "crate::words::list")]
+    pub contexts: Vec<Context>,
     /// The command that was run, or empty when the whole system was watched for a while.
     pub command: Vec<String>,
     /// RFC 3339, UTC.

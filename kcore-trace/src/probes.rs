@@ -2,8 +2,9 @@
 //!
 //! [`OPS`] are the functions of each op, [`LOCK_FUNCTIONS`] those of the lock primitives,
 //! [`BLOCK_SCOPES`] those that may take a `vmap_block.lock`, [`INSIDE`] those that tell what happens
-//! inside holds and reads, [`SITES`] all functions of `mm/vmalloc.c` and `fs/proc/kcore.c` that take a lock or are on the way to it. A function that
-//! a kernel does not have is skipped; that is how one table serves all eras.
+//! inside holds and reads, [`AUDIT`] those whose calls are counted by context, [`SITES`] all functions
+//! of `mm/vmalloc.c` and `fs/proc/kcore.c` that take a lock or are on the way to it. A function that a
+//! kernel does not have is skipped; that is how one table serves all eras.
 //!
 //! Invariant: each row's programs exist in the object, and each program of the object is in a row.
 
@@ -175,6 +176,8 @@ pub mod purpose {
     pub const READS: &str = "reads";
     /// Page faults, and time off the CPU.
     pub const INSIDE: &str = "inside holds";
+    /// In which contexts functions are called: of [`super::AUDIT`].
+    pub const AUDIT: &str = "audit";
 }
 
 /// The functions that copy out of vmalloc memory: the first without, the second with a buffer in
@@ -217,6 +220,11 @@ pub const READ_SEQUENCE: [&str; 2] = ["vstart", "vstop"];
 
 /// The BTF tracepoint of a CPU that goes to another task, and the beginning of its program's name.
 pub const SWITCH: (&str, &str) = ("sched_switch", "switch");
+
+/// Functions whose calls the audit counts by context, in the order of their numbers, and the
+/// beginnings of the names of their programs: what frees from an interrupt is put off
+/// (`mm/vmalloc.c`, 5.10 to 7.3).
+pub const AUDIT: &[(&str, &str)] = &[("vfree", "avfree"), ("vfree_atomic", "avfreea")];
 
 /// A helper of programs, absent in a kernel without cgroups.
 pub const CGROUP_HELPER: &str = "bpf_get_current_cgroup_id";

@@ -11,25 +11,29 @@
 //!
 //! Invariant: what is read is a difference; minimum and maximum are those since measuring began.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::{
-    BlameCounters, CellCounters, CopyCounters, Durations, Histogram, InsideCounters, NodeCounters,
-    OpCounters, READERS, ReaderRow, blame, miss, node, reader, series,
+    AuditRow, BlameCounters, CellCounters, CopyCounters, Durations, Histogram, InsideCounters,
+    NodeCounters, OpCounters, READERS, ReaderRow, audit, blame, miss, node, reader, series,
 };
-use kcore_trace_ebpf::words::{self, Destination, Intent, Kind, Lock, Mode, Op, Source, cell};
+use kcore_trace_ebpf::words::{
+    self, Context as Word, Destination, Intent, Kind, Lock, Mode, Op, Source, cell,
+};
 
 use crate::cgroups::Cgroups;
 use crate::counters::Counters;
 use crate::distribution::{Distribution, Exact};
+use crate::kernel::symbols::{self, UNNAMED};
 use crate::loader::{ProgramCost, Session};
 use crate::model::{
-    Blame, BlameKey, Cell, CellKey, Copies, Inside, Level, Loss, Measured, Nodes, OpCell, Process,
-    Purpose, Reader, ReaderKey, Task, WorstWait,
+    Audit, AuditKey, Blame, BlameKey, Cell, CellKey, Copies, Inside, Level, Loss, Measured, Nodes,
+    OpCell, Process, Purpose, Reader, ReaderKey, Task, WorstWait,
 };
 use crate::plan::{Hooks, Plan, PlannedLock};
+use crate::probes;
 
 /// Every so many snapshots all cells are looked at; with the default interval that is often enough
 /// for an unexpected combination to get its histogram within seconds.
@@ -54,6 +58,10 @@ pub struct Snapshots {
     /// The longest waits that were read, by when they ended and who waited. The longer measuring
     /// goes on, the rarer is a new one.
     worst: HashSet<(u64, u64)>,
+    /// The counts of the audit's rows, by CPU and number.
+    audit: HashMap<(usize, usize), u64>,
+    /// The names of addresses that were asked for; nothing for one that has none.
+    names: HashMap<u64, Option<String>>,
     /// Buckets of each series that was read, as they were.
     buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
@@ -82,6 +90,8 @@ impl Snapshots {
             cgroups: Cgroups::new(),
             begun_ns: 0,
             worst: HashSet::new(),
+            audit: HashMap::new(),
+            names: HashMap::new(),
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
@@ -135,6 +145,7 @@ impl Snapshots {
         let copies = self.read_copies();
         let readers = self.read_readers(every_cell);
         let worst = self.read_worst()?;
+        let audit = self.read_audit(every_cell, &session.plan)?;
         let loss = self.read_loss(session);
         let unserved = self.without_histogram();
         session.hand_out(&mut self.counters, &unserved)?;
@@ -147,6 +158,7 @@ impl Snapshots {
             copies,
             readers,
             worst,
+            audit,
             loss,
         };
         measured.keep_worst();
@@ -336,6 +348,79 @@ impl Snapshots {
         Ok(worst)
     }
 
+    /// What the audit counted. To name addresses takes as long as all else, so that it is not done
+    /// for every interval.
+    fn read_audit(&mut self, every_cell: bool, plan: &Plan) -> Result<BTreeMap<AuditKey, Audit>> {
+        let mut audit: BTreeMap<AuditKey, Audit> = BTreeMap::new();
+        if plan.contexts.is_empty() || !every_cell {
+            return Ok(audit);
+        }
+        let rows: Vec<_> = self.counters.audit().collect();
+        let stack = |cpu, row: &AuditRow| self.counters.audit_stack(cpu, row.stack);
+        let addresses = rows.iter().flat_map(|((cpu, _), row)| {
+            let site = audit::parts(row.key).filter(|parts| parts.lock.is_some());
+            let site = site.map(|parts| parts.address);
+            site.into_iter()
+                .chain(stack(*cpu, row).into_iter().flatten())
+        });
+        let unnamed: BTreeSet<_> = addresses
+            .filter(|address| *address != 0 && !self.names.contains_key(address))
+            .collect();
+        let mut names = symbols::resolve(&unnamed)?;
+        let names = unnamed
+            .into_iter()
+            .map(|address| (address, names.remove(&address)));
+        self.names.extend(names);
+        for ((cpu, index), row) in rows {
+            let before = self.audit.insert((cpu, index), row.count);
+            let count = row.count - before.unwrap_or(0);
+            if count > 0
+                && let Some(key) = self.audit_key(row.key)
+            {
+                let stack = before.is_none().then(|| self.frames(cpu, row.stack));
+                let counted = audit.entry(key).or_default();
+                counted.count += count;
+                if counted.stack.is_empty() {
+                    counted.stack = stack.unwrap_or_default();
+                }
+            }
+        }
+        Ok(audit)
+    }
+
+    fn audit_key(&self, key: u64) -> Option<AuditKey> {
+        let parts = audit::parts(key)?;
+        let site = match parts.lock {
+            Some(_) => self.names.get(&parts.address).cloned().flatten(),
+            None => {
+                let number = parts.address as u32 as usize;
+                probes::AUDIT
+                    .get(number)
+                    .map(|(symbol, _)| (*symbol).to_owned())
+            }
+        };
+        let is_set = |context: &Word| parts.contexts >> context.index() & 1 != 0;
+        Some(AuditKey {
+            lock: parts.lock,
+            mode: parts.mode,
+            tries: parts.tries,
+            op: parts.op,
+            site,
+            contexts: Word::ALL.iter().copied().filter(is_set).collect(),
+        })
+    }
+
+    /// The functions of a stack, without the tracer's own.
+    fn frames(&self, cpu: usize, number: u64) -> Vec<String> {
+        let stack = self.counters.audit_stack(cpu, number).unwrap_or_default();
+        let frames = stack.iter().take_while(|address| **address != 0);
+        let names = frames.map(|address| match self.names.get(address) {
+            Some(Some(name)) => name.as_str(),
+            _ => UNNAMED,
+        });
+        symbols::without_tracers(names)
+    }
+
     /// Samples of each bucket since the last call; none of a series that did not change, or that
     /// has no histogram.
     fn buckets_of(&mut self, series: usize, changed: bool) -> Result<Vec<u64>> {
@@ -369,6 +454,7 @@ impl Snapshots {
             map_full: lost(miss::NO_HISTOGRAM) + lost(miss::NO_SLOT),
             unnamed_reads: lost(miss::NO_READER),
             unlisted_waits: lost(miss::WORST_BUSY),
+            unaudited: lost(miss::NO_AUDIT_ROW),
             unmatched_releases: lost(miss::UNMATCHED_RELEASE),
             unmatched_acquisitions: lost(miss::UNMATCHED_ACQUISITION),
             unknown_sites: lost(miss::UNKNOWN_SITE),

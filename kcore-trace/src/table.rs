@@ -38,6 +38,14 @@ pub(crate) fn width(table: &str) -> usize {
         .unwrap_or(0)
 }
 
+/// A text in lines no wider than the terminal, if there is one.
+pub(crate) fn fitted(text: &str, columns: Option<u16>) -> Vec<String> {
+    match columns {
+        Some(columns) => wrap(text, columns.into()),
+        None => vec![text.to_owned()],
+    }
+}
+
 /// A text in lines of so many characters; a longer word has a line to itself, and a number keeps
 /// its unit.
 pub(crate) fn wrap(text: &str, columns: usize) -> Vec<String> {

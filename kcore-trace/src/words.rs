@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
+use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Mode, Op, Source};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -30,7 +30,7 @@ macro_rules! word {
     )+};
 }
 
-word!(Lock, Kind, Mode, Intent, Op, Source, Destination);
+word!(Lock, Kind, Mode, Intent, Op, Source, Destination, Context);
 
 pub fn serialize<W: Word, S: Serializer>(word: &W, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(word.word())
@@ -114,6 +114,20 @@ pub mod kind_map {
             .into_iter()
             .map(|(lock, kind)| Ok((lock, parse(&kind)?)))
             .collect()
+    }
+}
+
+/// A word that may be missing, in files.
+pub mod maybe {
+    use super::*;
+
+    pub use super::optional as serialize;
+
+    pub fn deserialize<'de, W: Word, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<W>, D::Error> {
+        let name = Option::<String>::deserialize(deserializer)?;
+        name.map(|name| parse(&name)).transpose()
     }
 }
 

@@ -10,9 +10,12 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
-use kcore_trace_ebpf::layout::{CellCounters, Held, Slot, blame, flag, miss, series, state, text};
+use kcore_trace_ebpf::layout::{
+    self, CellCounters, Held, Slot, blame, flag, miss, series, state, text,
+};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 
+use super::audit::{self, Acquisition};
 use super::blame as blamed;
 use super::constants::{flags, kernel};
 use super::holder::{self, Holder};
@@ -30,6 +33,10 @@ pub(crate) struct Taken {
     mode: Mode,
     /// Whether its release is hooked too, so that the holder is worth remembering.
     followed: bool,
+    /// Whether it is a spinlock.
+    spins: bool,
+    /// Whether it is only tried.
+    tries: bool,
 }
 
 impl Taken {
@@ -40,6 +47,26 @@ impl Taken {
             lock: hidden(lock as u64) as u32,
             mode,
             followed,
+            spins: false,
+            tries: false,
+        }
+    }
+
+    /// The same as a spinlock.
+    #[inline(always)]
+    pub(crate) fn spinning(self) -> Self {
+        Self {
+            spins: true,
+            ..self
+        }
+    }
+
+    /// The same, by a function that does not wait.
+    #[inline(always)]
+    pub(crate) fn trying(self) -> Self {
+        Self {
+            tries: true,
+            ..self
         }
     }
 
@@ -51,6 +78,8 @@ impl Taken {
             lock,
             mode,
             followed,
+            spins: false,
+            tries: false,
         }
     }
 
@@ -155,6 +184,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
         let Some(counters) = cpu.cell(index) else {
             return;
         };
+        audited(slot, taken, index, caller);
         record::add(&raw mut (*counters).acquisitions, 1);
         node::acquired(cpu, index, taken.address);
         let reader = reader::current(slot, here);
@@ -182,6 +212,27 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
     }
 }
 
+/// Tells the audit where the lock was taken, or will be.
+#[inline(always)]
+unsafe fn audited(slot: *const Slot, taken: Taken, index: u32, caller: Caller) {
+    if !audit::looks() {
+        return;
+    }
+    let op = index % Op::COUNT as u32;
+    let how = layout::audit::how(taken.lock.into(), taken.mode, taken.tries, op.into());
+    // SAFETY: the caller passes a map value.
+    unsafe {
+        let acquisition = Acquisition {
+            how,
+            site: site::caller(caller),
+            spins: taken.spins,
+            contexts: audit::interrupts_off(caller),
+            spinlocks: audit::spinlocks_held(slot),
+        };
+        audit::acquired(caller.context(), (*slot).owner, acquisition);
+    }
+}
+
 /// Room for a lock. A task that takes exclusively what it holds has released it unseen.
 #[inline(always)]
 unsafe fn room_for(slot: *mut Slot, taken: Taken) -> Option<*mut Held> {
@@ -204,6 +255,7 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let index = classify(slot, taken, here, caller);
+        audited(slot, taken, index, caller);
         let Some(room) = slot::occupy(slot, taken.address, state::TRYING) else {
             return;
         };

@@ -9,8 +9,9 @@ use core::cell::UnsafeCell;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
-    BlameCounters, CopyCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf, InsideCounters,
-    NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, WorstTable, series,
+    AuditTable, BlameCounters, CopyCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf,
+    InsideCounters, NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, WorstTable,
+    series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -51,6 +52,10 @@ pub(crate) static READERS: Array<ReaderRow> = Array::with_max_entries(1, MAPPABL
 /// The longest waits of each CPU: 1.3 KiB each, or one that nothing writes.
 #[map]
 pub(crate) static WORST: Array<WorstTable> = Array::with_max_entries(1, MAPPABLE);
+
+/// In which contexts locks are taken: 8 KiB for each CPU, or one that nothing writes.
+#[map]
+pub(crate) static AUDIT: Array<AuditTable> = Array::with_max_entries(1, MAPPABLE);
 
 /// Which histogram each series has. Written by userspace, as the map that the section becomes: its
 /// address is known to the programs, so that no look-up is needed.

@@ -10,7 +10,7 @@
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
 //! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those
 //! of single nodes, [`blame`] those of waiters by holder, which [`holder`] knows, [`reader`] those of
-//! processes that read, [`worst`] the longest waits; [`lock`] is the state machine of an
+//! processes that read, [`worst`] the longest waits, [`audit`] contexts; [`lock`] is the state machine of an
 //! acquisition; [`spin`], [`sleeping`], [`op`], [`read`], [`inside`] and [`tracepoint`] are the
 //! programs, each a few lines that fetch arguments.
 
@@ -18,6 +18,7 @@ use core::arch::asm;
 use core::mem::MaybeUninit;
 use core::ptr::{read_volatile, write_volatile};
 
+mod audit;
 mod blame;
 mod constants;
 mod holder;
@@ -101,6 +102,12 @@ impl Context {
     #[inline(always)]
     pub(crate) fn probe_ret(self) -> u64 {
         self.reg(10)
+    }
+
+    /// Flags of the processor, in a kprobe.
+    #[inline(always)]
+    pub(crate) fn probe_flags(self) -> u64 {
+        self.reg(18)
     }
 
     /// Stack pointer, in a kprobe: where the return address lies.

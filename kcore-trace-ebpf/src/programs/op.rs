@@ -11,8 +11,9 @@ use kcore_trace_ebpf::layout::series;
 use kcore_trace_ebpf::words::Op;
 
 use super::maps::Shared;
+use super::site::Caller;
 use super::slot::{self, Here, SPANNING};
-use super::{Context, programs, record};
+use super::{Context, audit, programs, record};
 
 static BLOCK_SCOPES: Shared<u64> = Shared::new(0);
 
@@ -43,7 +44,7 @@ fn now() -> u64 {
 }
 
 #[inline(always)]
-fn enter(op: Op, function: u32, here: Here) {
+fn enter(op: Op, function: u32, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and the op in it are map values.
     unsafe {
@@ -55,6 +56,7 @@ fn enter(op: Op, function: u32, here: Here) {
             let since_ns = now();
             (*frame).since_ns = since_ns;
             (*slot).touched_ns = since_ns;
+            audit::entered(caller, op);
         }
     }
 }
@@ -135,12 +137,12 @@ macro_rules! op_function {
         programs! {
             "fentry" $fentry(ctx) {
                 $(if $skip(untyped(ctx)) { return 0; })?
-                enter(Op::$op, $function, Here::Trampoline(ctx))
+                enter(Op::$op, $function, Here::Trampoline(ctx), Caller::Entry(ctx))
             }
             "fexit" $fexit(ctx) { exit(Here::Trampoline(ctx)) }
             "kprobe" $kprobe(ctx) {
                 $(if $skip(ctx.probe_arg0()) { return 0; })?
-                enter(Op::$op, $function, Here::Number(ctx.probe_sp()))
+                enter(Op::$op, $function, Here::Number(ctx.probe_sp()), Caller::Probe(ctx))
             }
             "kretprobe" $kretprobe(ctx) { exit(Here::Number(ctx.probe_sp() - 8)) }
         }

@@ -120,8 +120,20 @@ fn is_text(address: u64) -> bool {
 pub(crate) enum Caller {
     /// By fexit on a function of one argument: its index in [`acquire`].
     Trampoline(Context, usize),
-    /// By a kprobe at the entry: the stack pointer.
-    Probe(u64),
+    /// By fentry, which does not ask for it.
+    Entry(Context),
+    /// By a kprobe at the entry.
+    Probe(Context),
+}
+
+impl Caller {
+    /// The context of the program.
+    #[inline(always)]
+    pub(crate) fn context(self) -> Context {
+        match self {
+            Self::Trampoline(ctx, _) | Self::Entry(ctx) | Self::Probe(ctx) => ctx,
+        }
+    }
 }
 
 /// Return address of the hooked function, or zero where it can't be read.
@@ -129,7 +141,10 @@ pub(crate) enum Caller {
 pub(crate) fn caller(from: Caller) -> u64 {
     match from {
         // SAFETY: the helper checks the address.
-        Caller::Probe(sp) => unsafe { bpf_probe_read_kernel(sp as *const u64) }.unwrap_or(0),
+        Caller::Probe(ctx) => {
+            unsafe { bpf_probe_read_kernel(ctx.probe_sp() as *const u64) }.unwrap_or(0)
+        }
+        Caller::Entry(_) => 0,
         Caller::Trampoline(ctx, function) => behind_trampoline(ctx, acquire_function(function)),
     }
 }

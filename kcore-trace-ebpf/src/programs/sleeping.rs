@@ -21,7 +21,7 @@ enum Outcome {
     Certain,
     /// It returns zero, or a negative error.
     ZeroIsSuccess,
-    /// It returns one, or zero.
+    /// It returns one, or zero: a trylock.
     ZeroIsFailure,
     /// It returns the lock, or an `ERR_PTR`.
     Pointer,
@@ -107,6 +107,10 @@ fn returned(ctx: Context, kind: Type, outcome: Outcome, function: usize) {
     let Some(taken) = identify(kind, ctx.address(0), here, caller) else {
         return;
     };
+    let taken = match outcome {
+        Outcome::ZeroIsFailure => taken.trying(),
+        _ => taken,
+    };
     if got_it {
         lock::acquired(taken, here, caller);
     } else {
@@ -117,12 +121,13 @@ fn returned(ctx: Context, kind: Type, outcome: Outcome, function: usize) {
 #[inline(always)]
 fn called(ctx: Context, kind: Type, outcome: Outcome) {
     let sp = ctx.probe_sp();
-    let (here, caller) = (Here::Number(sp), Caller::Probe(sp));
+    let (here, caller) = (Here::Number(sp), Caller::Probe(ctx));
     let Some(taken) = identify(kind, ctx.probe_arg0(), here, caller) else {
         return;
     };
     match outcome {
         Outcome::Certain => lock::acquired(taken, here, caller),
+        Outcome::ZeroIsFailure => lock::trying(taken.trying(), here, caller),
         _ => lock::trying(taken, here, caller),
     }
 }

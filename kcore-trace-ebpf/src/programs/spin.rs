@@ -76,7 +76,7 @@ fn followed() -> bool {
 
 #[inline(always)]
 fn exclusive(address: u64, lock: Lock) -> Taken {
-    Taken::new(address, lock, Mode::Exclusive, followed())
+    Taken::new(address, lock, Mode::Exclusive, followed()).spinning()
 }
 
 /// The lock, when it is one of ours.
@@ -174,7 +174,7 @@ fn tried_by(ctx: Context, function: usize) {
     let (address, returned) = (ctx.address(0), ctx.arg(1));
     if let Some(taken) = identify(address, here, caller) {
         if returned as i32 != 0 {
-            lock::acquired(taken, here, caller);
+            lock::acquired(taken.trying(), here, caller);
         } else {
             lock::failed(taken, here, caller);
         }
@@ -192,16 +192,16 @@ programs! {
 
     "kprobe" spinlock_kp(ctx) {
         let sp = ctx.probe_sp();
-        let (here, caller) = (Here::Number(sp), Caller::Probe(sp));
+        let (here, caller) = (Here::Number(sp), Caller::Probe(ctx));
         if let Some(taken) = identify(ctx.probe_arg0(), here, caller) {
             lock::acquired(taken, here, caller);
         }
     }
     "kprobe" spintry_kp(ctx) {
         let sp = ctx.probe_sp();
-        let (here, caller) = (Here::Number(sp), Caller::Probe(sp));
+        let (here, caller) = (Here::Number(sp), Caller::Probe(ctx));
         if let Some(taken) = identify(ctx.probe_arg0(), here, caller) {
-            lock::trying(taken, here, caller);
+            lock::trying(taken.trying(), here, caller);
         }
     }
     "kretprobe" spintry_kr(ctx) { lock::tried(ctx.probe_ret() as i32 != 0, followed()) }

@@ -86,6 +86,7 @@ impl State {
             coverage: plan.coverage.clone(),
             without_holds: plan.without_holds(),
             inside: plan.sees_inside(),
+            contexts: Vec::new(),
             ..subject.header.clone()
         };
         self.totals.expect(expected(&header, plan));

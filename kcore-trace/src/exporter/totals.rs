@@ -172,6 +172,7 @@ impl Totals {
             copies,
             readers,
             worst: _,
+            audit: _,
             loss,
         } = &interval.measured;
         let mut sum = Measured {

@@ -62,7 +62,7 @@ pub fn try_kprobe() -> Result<(), String> {
 }
 
 /// Codes of instructions (`include/uapi/linux/bpf.h`): BPF_ALU64 with BPF_MOV or BPF_ADD, of a
-/// constant (BPF_K) or a register (BPF_X); BPF_LD of a 64-bit constant in two instructions;
+/// constant (BPF_K) or a register (BPF_X), or BPF_RSH; BPF_LD of a 64-bit constant in two instructions;
 /// BPF_ST and BPF_LDX of a 32-bit and a 64-bit word; BPF_JMP with BPF_CALL or BPF_EXIT.
 const MOVE_CONSTANT: u8 = 0xb7;
 const LOAD_CONSTANT: u8 = 0x18;
@@ -70,10 +70,12 @@ const STORE_ZERO: u8 = 0x7a;
 const LOAD_HALF: u8 = 0x61;
 const MOVE: u8 = 0xbf;
 const ADD_CONSTANT: u8 = 0x07;
+const SHIFT_RIGHT_CONSTANT: u8 = 0x77;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
-/// The helper `bpf_probe_read_kernel`.
+/// The helpers `bpf_get_current_task` and `bpf_probe_read_kernel`.
+const GET_CURRENT_TASK: i32 = 35;
 const PROBE_READ_KERNEL: i32 = 113;
 
 /// An instruction: code, destination and source register, offset, constant.
@@ -158,24 +160,35 @@ pub fn peek(address: u64) -> Result<u64> {
     Ok(u64::from(high?) << 32 | u64::from(low?))
 }
 
-/// A program returns 32 bits.
-fn peek_half(address: u64) -> Result<u32, Refusal> {
-    let program = load(
-        &[
-            instruction(STORE_ZERO, 10, 0, 0).at(-8),
-            instruction(MOVE, 1, 10, 0),
-            instruction(ADD_CONSTANT, 1, 0, -8),
-            instruction(MOVE_CONSTANT, 2, 0, 4),
-            instruction(LOAD_CONSTANT, 3, 0, address as i32),
-            instruction(0, 0, 0, (address >> 32) as i32),
-            instruction(CALL, 0, 0, PROBE_READ_KERNEL),
-            instruction(LOAD_HALF, 0, 10, 0).at(-8),
+/// The address of our own `task_struct`. Kernel 5.10 or later.
+pub fn current_task() -> Result<u64, Refusal> {
+    let half = |shift| {
+        run(&[
+            instruction(CALL, 0, 0, GET_CURRENT_TASK),
+            instruction(SHIFT_RIGHT_CONSTANT, 0, 0, shift),
             EXIT_PROGRAM,
-        ],
-        BPF_PROG_TYPE_RAW_TRACEPOINT as u32,
-        0,
-        0,
-    )?;
+        ])
+    };
+    Ok(u64::from(half(32)?) << 32 | u64::from(half(0)?))
+}
+
+fn peek_half(address: u64) -> Result<u32, Refusal> {
+    run(&[
+        instruction(STORE_ZERO, 10, 0, 0).at(-8),
+        instruction(MOVE, 1, 10, 0),
+        instruction(ADD_CONSTANT, 1, 0, -8),
+        instruction(MOVE_CONSTANT, 2, 0, 4),
+        instruction(LOAD_CONSTANT, 3, 0, address as i32),
+        instruction(0, 0, 0, (address >> 32) as i32),
+        instruction(CALL, 0, 0, PROBE_READ_KERNEL),
+        instruction(LOAD_HALF, 0, 10, 0).at(-8),
+        EXIT_PROGRAM,
+    ])
+}
+
+/// Runs a program as this task; it returns 32 bits.
+fn run(program: &[Instruction]) -> Result<u32, Refusal> {
+    let program = load(program, BPF_PROG_TYPE_RAW_TRACEPOINT as u32, 0, 0)?;
     let mut attr = syscall::attributes();
     attr.test.prog_fd = program.as_raw_fd() as u32;
     // SAFETY: nothing is pointed to.

@@ -41,6 +41,10 @@ const KCLIST_PERCPU: &str = "__percpu_rwsem_rc_kclist_lock";
 const TEST_AND_SET_KEY: &str = "virt_spin_lock_key";
 const PV_SLOW_PATH: &str = "__pv_queued_spin_lock_slowpath";
 const PV_OPS: &str = "pv_ops";
+/// Where a CPU counts what forbids to preempt it.
+const PREEMPT_COUNTS: [&str; 2] = ["__preempt_count", "pcpu_hot"];
+/// How far each CPU's memory is from that of the symbols (`mm/percpu.c`).
+const PER_CPU_OFFSETS: &str = "__per_cpu_offset";
 const TEXT_BOUNDS: [&str; 4] = ["_stext", "_etext", "_text", "_end"];
 /// What a copy goes to (`include/linux/uio.h`).
 const ITER_TYPE: &str = "iter_type";
@@ -90,6 +94,18 @@ pub struct ReadLayout {
     pub seq_count: Option<u64>,
 }
 
+/// What tells in which context a lock is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContextLayout {
+    /// Whether it is known where each CPU has its preempt count.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub preempt_count: bool,
+    /// Offset of `task_struct.rcu_read_lock_nesting`, in bytes; absent without CONFIG_PREEMPT_RCU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rcu_nesting: Option<u64>,
+}
+
 /// Why each way of attaching is refused; absent where it is allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusals {
@@ -136,6 +152,8 @@ pub struct Facts {
     pub vmap_block: Option<BlockLayout>,
     #[serde(default)]
     pub reads: ReadLayout,
+    #[serde(default)]
+    pub contexts: ContextLayout,
 }
 
 /// What was found of the running kernel that must not leave the process.
@@ -153,6 +171,8 @@ pub struct Addresses {
     pub acquire: [u64; acquire::COUNT],
     /// Functions that are hooked by address, since their name is not unique.
     pub by_address: BTreeMap<&'static str, u64>,
+    /// Where the preempt counts of CPUs are, and the offsets of the CPUs' memory.
+    pub preempt_count: Option<PerCpu>,
     /// What programs are attached by ([`Btf::for_attaching`]); nothing where there is no BTF.
     pub types: Option<Vec<u8>>,
 }
@@ -171,7 +191,10 @@ impl Facts {
         let btf = types.unwrap_or_default();
         let facts = Self::from_sources(&btf, has_btf, &symbols)?;
         let types = has_btf.then(|| btf.for_attaching());
-        let addresses = Addresses::find(&facts, &symbols, types);
+        let addresses = Addresses {
+            preempt_count: preempt_count(&btf, &symbols),
+            ..Addresses::find(&facts, &symbols, types)
+        };
         let spinlocks = spinlocks(&btf, &symbols);
         Ok((Self { spinlocks, ..facts }, addresses))
     }
@@ -200,6 +223,10 @@ impl Facts {
             vmap_node: node_layout(btf),
             vmap_block: block_layout(btf),
             reads: read_layout(btf),
+            contexts: ContextLayout {
+                preempt_count: preempt_count(btf, symbols).is_some(),
+                rcu_nesting: member(btf, "task_struct", "rcu_read_lock_nesting"),
+            },
         })
     }
 
@@ -294,8 +321,46 @@ impl Addresses {
             sites,
             acquire: acquire::SYMBOLS.map(|name| symbols.address(name, None).unwrap_or(0)),
             by_address: probes::SEQUENCE.into_iter().filter_map(of).collect(),
+            preempt_count: None,
         }
     }
+}
+
+/// A variable that each CPU has its own of.
+#[derive(Clone, Copy, Debug)]
+pub struct PerCpu {
+    symbol: u64,
+    /// The array `__per_cpu_offset`.
+    offsets: u64,
+}
+
+impl PerCpu {
+    /// The address of the one of a CPU.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading kernel memory.
+    pub fn of(self, cpu: u32) -> Result<u64> {
+        let offset = bpf::peek(self.offsets + 8 * u64::from(cpu))?;
+        Ok(self.symbol.wrapping_add(offset))
+    }
+}
+
+/// Where the preempt counts are: a variable of their own, or from 6.2 to 6.14 a member of another
+/// (`arch/x86/include/asm/current.h`).
+fn preempt_count(btf: &Btf, symbols: &Symbols) -> Option<PerCpu> {
+    let [own, hot] = PREEMPT_COUNTS.map(|name| symbols.address(name, None));
+    let of_hot = || Some(hot? + member(btf, PREEMPT_COUNTS[1], "preempt_count")?);
+    Some(PerCpu {
+        symbol: own.or_else(of_hot)?,
+        offsets: symbols.address(PER_CPU_OFFSETS, None)?,
+    })
+}
+
+/// The offset of a member, in bytes.
+fn member(btf: &Btf, of: &str, member: &str) -> Option<u64> {
+    let of = btf.structure(of)?;
+    of.members.get(member).map(|(offset, _)| *offset)
 }
 
 /// Base and number of the nodes: `vmap_nodes` is a pointer, `nr_vmap_nodes` an int.
@@ -345,6 +410,8 @@ fn wanted_types() -> HashSet<String> {
         "pv_lock_ops",
         "iov_iter",
         "seq_file",
+        "task_struct",
+        PREEMPT_COUNTS[1],
     ];
     let functions = function_names();
     let typedefs = tracepoint_names().map(typedef);
@@ -365,7 +432,13 @@ fn typedef(tracepoint: &str) -> String {
 fn wanted_symbols() -> HashSet<&'static str> {
     let statics = STATIC_LOCKS.iter().map(|(_, name)| *name);
     let sites = probes::SITES.iter().map(|site| site.symbol);
-    let others = [KCLIST_PERCPU, TEST_AND_SET_KEY, PV_OPS, PV_SLOW_PATH];
+    let others = [
+        KCLIST_PERCPU,
+        TEST_AND_SET_KEY,
+        PV_OPS,
+        PV_SLOW_PATH,
+        PER_CPU_OFFSETS,
+    ];
     function_names()
         .map(|name| name.split_once('.').map_or(name, |(plain, _)| plain))
         .chain(statics)
@@ -373,6 +446,7 @@ fn wanted_symbols() -> HashSet<&'static str> {
         .chain(NODE_VARIABLES)
         .chain(TEXT_BOUNDS)
         .chain(others)
+        .chain(PREEMPT_COUNTS)
         .collect()
 }
 
@@ -394,7 +468,9 @@ fn function_names() -> impl Iterator<Item = &'static str> {
     let inside = probes::INSIDE
         .iter()
         .flat_map(|function| function.symbols.iter().copied());
+    let audit = probes::AUDIT.iter().map(|(symbol, _)| *symbol);
     ops.chain(scopes)
+        .chain(audit)
         .chain(locks)
         .chain(probes::SEQUENCE)
         .chain(inside)
@@ -457,10 +533,6 @@ fn block_layout(btf: &Btf) -> Option<BlockLayout> {
 }
 
 fn read_layout(btf: &Btf) -> ReadLayout {
-    let offset = |of: &str, member: &str| {
-        let of = btf.structure(of)?;
-        of.members.get(member).map(|(offset, _)| *offset)
-    };
     let values = btf.enumeration(ITER_TYPE);
     let value = |destination: &Destination| {
         let name = destination.name();
@@ -468,9 +540,9 @@ fn read_layout(btf: &Btf) -> ReadLayout {
         Some((name.to_owned(), *value))
     };
     ReadLayout {
-        iter_type: offset("iov_iter", "iter_type"),
+        iter_type: member(btf, "iov_iter", "iter_type"),
         iter_types: Destination::ALL.iter().filter_map(value).collect(),
-        seq_count: offset("seq_file", "count"),
+        seq_count: member(btf, "seq_file", "count"),
     }
 }
 

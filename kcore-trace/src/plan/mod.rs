@@ -10,7 +10,7 @@ mod text;
 
 use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Kind, Lock, Op};
+use kcore_trace_ebpf::words::{Context, Kind, Lock, Op};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -50,6 +50,8 @@ pub struct Request {
     pub hooks: Option<Hooks>,
     /// Whether not to look at what happens inside holds, and at who reads.
     pub without_inside: bool,
+    /// Whether to look at the context of each acquisition; at level full.
+    pub audit: bool,
 }
 
 /// Why nothing can be measured.
@@ -57,6 +59,8 @@ pub struct Request {
 pub enum PlanError {
     #[error("--hooks {}: {reason}; leave --hooks out to take what works", .hooks.name())]
     Refused { hooks: Hooks, reason: String },
+    #[error("--audit: {0}; leave it out to record the rest")]
+    Audit(String),
     #[error("nothing can be measured on this kernel: {}", .0.join("; "))]
     Nothing(Vec<String>),
     #[error(
@@ -117,6 +121,13 @@ pub struct Plan {
     pub hooks: Hooks,
     pub locks: Vec<PlannedLock>,
     pub programs: Vec<PlannedHook>,
+    /// The contexts that are told from one where a task may sleep; nothing if nobody looks.
+    #[serde(
+        default,
+        with = "crate::words::list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub contexts: Vec<Context>,
     pub coverage: Coverage,
 }
 
@@ -149,6 +160,10 @@ impl Plan {
         if !request.without_inside {
             draft.inside();
         }
+        let contexts = match request.audit {
+            true => draft.audit()?,
+            false => Vec::new(),
+        };
         let era = facts.era();
         if era == Era::Unknown {
             draft.miss("era", "neither vread, vread_iter nor struct vmap_node is known to BTF; what is found by symbol is measured all the same");
@@ -167,6 +182,7 @@ impl Plan {
             coverage: draft.coverage(&locks),
             locks,
             programs: draft.programs,
+            contexts,
         })
     }
 
@@ -579,6 +595,47 @@ impl Draft<'_> {
                 self.miss(what, absent);
             }
         }
+    }
+
+    /// Hooks on what is counted by context, and the contexts that can be told.
+    fn audit(&mut self) -> Result<Vec<Context>, PlanError> {
+        if self.level != Level::Full {
+            return Ok(Vec::new());
+        }
+        if self.hooks == Hooks::Tracepoint {
+            let reason = "it takes fentry or kprobe, since it asks at every acquisition";
+            return Err(PlanError::Audit(reason.into()));
+        }
+        if !self.facts.contexts.preempt_count {
+            let reason = "it is not known where this kernel has its preempt counts";
+            return Err(PlanError::Audit(reason.into()));
+        }
+        for (symbol, stem) in probes::AUDIT {
+            self.hook(&[symbol], stem, purpose::AUDIT, Ends::Entry);
+        }
+        let seen = |context: &Context| match context {
+            Context::InterruptsOff => self.hooks == Hooks::Kprobe,
+            Context::Rcu => self.facts.contexts.rcu_nesting.is_some(),
+            _ => true,
+        };
+        let contexts: Vec<_> = Context::ALL.iter().copied().filter(seen).collect();
+        for (context, hook, reason) in [
+            (
+                Context::InterruptsOff,
+                "interrupts off",
+                "only a kprobe has the processor's flags (--hooks kprobe)",
+            ),
+            (
+                Context::Rcu,
+                "RCU read sections",
+                "this kernel does not count them (CONFIG_PREEMPT_RCU is off)",
+            ),
+        ] {
+            if !contexts.contains(&context) {
+                self.miss(hook, reason);
+            }
+        }
+        Ok(contexts)
     }
 
     fn tracepoints(&mut self) {

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::blame::{self, BlameShares};
 use crate::model::{Header, Measured, Purpose};
-use crate::table::{align, new_table, wrap};
+use crate::table::{align, fitted, new_table};
 use crate::units;
 
 /// Rows that a person is shown.
@@ -94,20 +94,15 @@ pub(super) fn text(matrix: &BlameMatrix, columns: Option<u16>) -> Option<String>
         lines.push(shares.sentence());
         lines.extend(shares.verdict());
     }
+    let lines: Vec<_> = lines
+        .iter()
+        .flat_map(|line| fitted(line, columns))
+        .collect();
     Some(format!(
         "Who waited for whom: for the holder when the wait began\n\n{}\n\n{}",
         table.trim_fmt(),
-        fitted(&lines, columns)
+        lines.join("\n")
     ))
-}
-
-/// Lines no wider than the terminal, if there is one.
-fn fitted(lines: &[String], columns: Option<u16>) -> String {
-    let fit = |line: &String| match columns {
-        Some(columns) => wrap(line, columns.into()),
-        None => vec![line.clone()],
-    };
-    lines.iter().flat_map(fit).collect::<Vec<_>>().join("\n")
 }
 
 fn name(purpose: Purpose) -> String {

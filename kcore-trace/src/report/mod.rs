@@ -6,6 +6,7 @@
 //!
 //! Invariant: what was not measured is null and never zero. A row of zeros is left out.
 
+mod audit;
 mod bars;
 mod blame;
 mod csv;
@@ -25,6 +26,7 @@ use std::io::{self, Write};
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde::Serialize;
 
+pub use audit::{AuditRow, AuditView, Verdict};
 pub use blame::{BlameMatrix, BlameRow};
 pub use inside::{CopyRow, HoldRow, InsideView};
 pub use nodes::NodeRow;
@@ -68,6 +70,8 @@ pub enum By {
     Node,
     /// Who read /proc/kcore and /proc/vmallocinfo, instead of locks.
     Process,
+    /// The place in the kernel that took them, and whether it could have slept there.
+    Site,
 }
 
 /// Everything that a recording says in all.
@@ -104,6 +108,8 @@ pub struct Report {
     pub readers: Option<Vec<ReaderRow>>,
     /// The longest waits, the longest first. Null where nobody looked.
     pub worst: Option<Vec<WorstRow>>,
+    /// Null where nobody looked.
+    pub audit: Option<AuditView>,
 }
 
 /// What was measured, where, and for how long.
@@ -236,6 +242,7 @@ pub fn render(
         (Format::Csv, By::Lock) => csv::by_lock(report)?,
         (Format::Csv, By::Node) => nodes::csv(report)?,
         (Format::Csv, By::Process) => readers::csv(report)?,
+        (Format::Csv, By::Site) => audit::csv(report)?,
     };
     out.write_all(rendered.as_bytes())?;
     out.flush()
@@ -273,6 +280,7 @@ impl Report {
             inside: inside::view(header, &recording.total),
             readers: readers::rows(header, &recording.total),
             worst: worst::rows(header, &recording.total),
+            audit: audit::view(header, &recording.total),
         }
     }
 }

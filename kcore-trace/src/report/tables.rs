@@ -79,7 +79,7 @@ pub(super) fn locks(report: &Report, by: By, sides: Sides) -> String {
     let columns = lock_columns(report, sides);
     let names = match by {
         By::Op => ["\nlock, op", "\nas"],
-        By::Lock | By::Node | By::Process => ["\nlock", "\nkind"],
+        By::Lock | By::Node | By::Process | By::Site => ["\nlock", "\nkind"],
     };
     let names = names.map(String::from);
     let heads = columns.iter().map(|column| column.head());

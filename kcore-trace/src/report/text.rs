@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::tables::{self, Sides};
 use super::{By, Dist, LockTotal, Report, bars};
-use super::{blame, inside, nodes, readers, reduced, worst};
+use super::{audit, blame, inside, nodes, readers, reduced, worst};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
 use crate::{table, units};
@@ -34,6 +34,10 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
         By::Lock => blocks.extend(locks(report, by, columns)),
         By::Node => blocks.push(nodes::text(report)),
         By::Process => blocks.push(readers::text(report)),
+        By::Site => {
+            blocks.extend(audit::text(report, columns));
+            return blocks.join("\n\n") + "\n";
+        }
     }
     if !report.ops.is_empty() {
         let table = tables::ops(&report.ops, report.recording.measured_ns);
@@ -174,7 +178,7 @@ fn losses(report: &Report) -> Vec<String> {
 }
 
 /// How many of what was lost, and what that means.
-fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 10] {
+fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 11] {
     [
         (
             loss.map_full,
@@ -190,6 +194,11 @@ fn meanings(loss: &Loss) -> [(u64, &'static str, &'static str); 10] {
             loss.unlisted_waits,
             "wait",
             "missing from the list of the longest, if it was one of them",
+        ),
+        (
+            loss.unaudited,
+            "acquisition",
+            "for whose site and context there was no room: missing from the audit",
         ),
         (
             loss.recursion_misses,

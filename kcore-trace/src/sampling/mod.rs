@@ -217,6 +217,7 @@ impl Sampler {
             without_holds: plan.without_holds(),
             inside: plan.sees_inside(),
             pass: plan.pass().map(String::from),
+            contexts: plan.contexts.clone(),
             command,
             started_at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             interval_ns: self.measuring.interval.as_nanos() as u64,

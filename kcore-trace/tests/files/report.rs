@@ -434,12 +434,43 @@ fn what_happened_inside_and_who_read_stand_below_the_locks() {
 }
 
 #[test]
+fn an_audit_says_of_each_lock_whether_it_could_sleep() {
+    let intervals: Vec<_> = (0..3)
+        .map(|n| sample::interval(n, sample::audited(n)))
+        .collect();
+    let report = report(&sample::auditing_header(), &intervals, 0);
+    let text = by(&report, By::Site, Format::Text);
+    assert_golden("audit.txt", &text);
+    assert_golden("audit.csv", &by(&report, By::Site, Format::Csv));
+    let json = json(&report);
+    let verdicts = json["audit"]["verdicts"].as_array().unwrap();
+    let legal = |lock: &str| {
+        let verdict = verdicts.iter().find(|row| row["lock"] == lock).unwrap();
+        (
+            verdict["legal_as_mutex"].as_bool().unwrap(),
+            verdict["legal_as_rwsem"].as_bool().unwrap(),
+            verdict["atomic"].as_u64().unwrap(),
+        )
+    };
+    assert_eq!(legal("vmap_block.lock"), (false, false, 3000));
+    // A trylock in a softirq forbids nothing to an rwsem.
+    assert_eq!(legal("vmap_area_lock"), (false, false, 300));
+    assert_eq!(legal("free_vmap_area_lock"), (true, true, 0));
+    // Under a vmap spinlock, which may become one that sleeps as well.
+    assert_eq!(legal("purge_vmap_area_lock"), (true, true, 0));
+    assert!(text.contains("vmap_block.lock would be legal as a mutex or rwsem: no"));
+}
+
+#[test]
 fn where_nobody_looked_there_is_null_and_the_reason() {
     let report = busy();
     let json = json(&report);
     assert_eq!(json["inside"], Value::Null);
     assert_eq!(json["readers"], Value::Null);
     assert_eq!(json["worst"], Value::Null);
+    assert_eq!(json["audit"], Value::Null);
     let text = by(&report, By::Process, Format::Text);
     assert!(text.contains("--no-inside"), "{text}");
+    let text = by(&report, By::Site, Format::Text);
+    assert!(text.contains("record with --audit"), "{text}");
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use kcore_trace::distribution::{Distribution, Exact};
 use kcore_trace::host::Host;
 use kcore_trace::model::{
-    Blame, BlameKey, Cell, CellKey, Copies, Coverage, Header, HoldCoverage, Inside, Interval,
-    KernelName, Level, Loss, Measured, Missing, Nodes, OpCell, Process, Purpose, Reader, ReaderKey,
-    Task, WaitCoverage, WorstWait,
+    Audit, AuditKey, Blame, BlameKey, Cell, CellKey, Copies, Coverage, Header, HoldCoverage,
+    Inside, Interval, KernelName, Level, Loss, Measured, Missing, Nodes, OpCell, Process, Purpose,
+    Reader, ReaderKey, Task, WaitCoverage, WorstWait,
 };
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Mode, Op, Source};
+use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Mode, Op, Source};
 
 pub(crate) const SECOND_NS: u64 = 1_000_000_000;
 
@@ -113,6 +113,7 @@ pub(crate) fn header() -> Header {
         without_holds: Vec::new(),
         inside: false,
         pass: None,
+        contexts: Vec::new(),
         command: ["kcore-trace", "stress", "--maps", "4", "--kcore", "2"]
             .map(String::from)
             .to_vec(),
@@ -199,6 +200,100 @@ pub(crate) fn looking_header() -> Header {
         inside: true,
         pass: Some("vread_iter".into()),
         ..header()
+    }
+}
+
+/// A recorder that also looked at contexts.
+pub(crate) fn auditing_header() -> Header {
+    use Context::{Hardirq, Nmi, PreemptionOff, Rcu, Softirq, SoftirqsOff, Spinlock};
+    Header {
+        contexts: vec![
+            Softirq,
+            Hardirq,
+            Nmi,
+            SoftirqsOff,
+            PreemptionOff,
+            Rcu,
+            Spinlock,
+        ],
+        ..looking_header()
+    }
+}
+
+/// What it saw beside [`looked`]: a block's lock in an RCU read section, a look-up with preemption
+/// off, a trylock in an interrupt, and a free that was put off.
+pub(crate) fn audited(seed: u64) -> Measured {
+    let row = |lock, op, site: &str, contexts: &[Context], count| {
+        let key = AuditKey {
+            lock,
+            mode: Mode::Exclusive,
+            tries: site.starts_with("vmalloc_dump_obj"),
+            op,
+            site: (!site.is_empty()).then(|| site.into()),
+            contexts: contexts.to_vec(),
+        };
+        let frames = [
+            "_raw_spin_lock+0x13/",
+            site,
+            "vm_map_ram+0x84",
+            "work+0x2b [vmap_ram]",
+        ];
+        let frames = frames.map(|frame| frame.trim_end_matches('/').to_owned());
+        let stack = match contexts {
+            [Context::Rcu, ..] => frames.to_vec(),
+            _ => Vec::new(),
+        };
+        (key, Audit { count, stack })
+    };
+    use Context::{Hardirq, PreemptionOff, Rcu, Softirq};
+    let index = Some(Lock::VmapArea);
+    Measured {
+        audit: BTreeMap::from([
+            row(
+                Some(Lock::VmapBlock),
+                Op::MapRam,
+                "vb_alloc+0x57",
+                &[Rcu],
+                1000,
+            ),
+            row(
+                Some(Lock::VmapBlock),
+                Op::UnmapRam,
+                "vb_free+0x91",
+                &[],
+                1000,
+            ),
+            row(index, Op::Alloc, "alloc_vmap_area+0x7aa", &[], 4100),
+            row(index, Op::Find, "find_vmap_area+0x1d", &[], 12),
+            row(
+                index,
+                Op::Find,
+                "find_vmap_area+0x1d",
+                &[PreemptionOff],
+                100,
+            ),
+            row(index, Op::Find, "vmalloc_dump_obj+0x28", &[Softirq], 3),
+            row(
+                Some(Lock::FreeVmapArea),
+                Op::Alloc,
+                "alloc_vmap_area+0x152",
+                &[],
+                4100,
+            ),
+            row(
+                Some(Lock::PurgeVmapArea),
+                Op::Vmallocinfo,
+                "s_show+0x13f",
+                &[Context::Spinlock],
+                40,
+            ),
+            row(Some(Lock::Kclist), Op::Vread, "read_kcore+0x4c", &[], 310),
+            row(None, Op::Alloc, "", &[], 4100),
+            row(None, Op::Free, "", &[], 4080),
+            row(None, Op::Free, "vfree", &[], 4070),
+            row(None, Op::Free, "vfree", &[Hardirq], 10),
+        ]),
+        ..looked(seed)
     }
 }
 

@@ -13,7 +13,7 @@ mod tool;
 
 use std::process::ExitCode;
 
-use cases::{blame, blocks, churn, endings, exporter, guard, inside, nodes, plan, refusals};
+use cases::{audit, blame, blocks, churn, endings, exporter, guard, inside, nodes, plan, refusals};
 use guest::{Case, Needs};
 
 /// A case for guests of any shape.
@@ -271,6 +271,13 @@ const CASES: &[Case] = &[
     .for_every_type(),
     case("nobody_sleeps_with_a_spinlock", inside::sleeps).for_every_type(),
     case("what_happens_inside_can_be_left_out", inside::left_out).alone(),
+    case("fentry_flags_nothing_that_tasks_do", audit::fentry_tasks).for_every_type(),
+    case("kprobe_flags_nothing_that_tasks_do", audit::kprobe_tasks)
+        .alone()
+        .for_every_type(),
+    case("an_audit_needs_every_acquisition", audit::refused)
+        .alone()
+        .anywhere(),
     case("a_guard_reduces_the_level_step_by_step", guard::reduces).parallel(),
     case(
         "fentry_counts_the_locks_of_every_block",
@@ -282,6 +289,21 @@ const CASES: &[Case] = &[
         blocks::kprobe_blocks,
     )
     .alone()
+    .with_module(),
+    case("fentry_tells_the_context_of_a_lock", audit::fentry_contexts).with_module(),
+    case("kprobe_tells_the_context_of_a_lock", audit::kprobe_contexts)
+        .alone()
+        .with_module(),
+    case(
+        "a_free_in_an_interrupt_is_seen_and_put_off",
+        audit::deferred_frees,
+    )
+    .alone()
+    .with_module(),
+    case(
+        "a_block_is_taken_in_an_rcu_read_section",
+        audit::blocks_under_rcu,
+    )
     .with_module(),
     case("fentry_counts_trylocks_as_taken", blocks::fentry_trylocks).with_module(),
     case("kprobe_counts_trylocks_as_taken", blocks::kprobe_trylocks)

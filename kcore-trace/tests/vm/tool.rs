@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::guest;
+use crate::load as load_module;
 
 /// Where the tool of this binary can be run from.
 pub(crate) const EXE: &str = "/proc/self/exe";
@@ -108,12 +109,29 @@ fn record(flags: &[&str]) -> Result<Report> {
 
 /// Records a load of `stress` with these flags.
 pub(crate) fn recorded_load(flags: &[&str], load: &[&str]) -> Result<Report> {
+    let command = [&[guest::TOOL, "stress"], load].concat();
+    recorded_command(flags, &command)
+}
+
+/// Records the load that a module is, with these flags.
+pub(crate) fn recorded_module(
+    flags: &[&str],
+    module: &str,
+    parameters: &[String],
+) -> Result<Report> {
+    let mut command = vec![load_module::MODULE, module];
+    command.extend(parameters.iter().map(String::as_str));
+    recorded_command(flags, &command)
+}
+
+/// Records this binary with other arguments.
+fn recorded_command(flags: &[&str], command: &[&str]) -> Result<Report> {
     let path = fresh("load");
     let file = path.to_str().context("a path that is not UTF-8")?;
     let mut args = vec!["record", "-o", file];
     args.extend(flags);
-    args.extend(["--", EXE, guest::TOOL, "stress"]);
-    args.extend(load);
+    args.extend(["--", EXE]);
+    args.extend(command);
     let output = run(&args)?;
     // For whoever reads the console of a failed boot.
     println!("{}", complaint(&output));
@@ -126,7 +144,7 @@ pub(crate) fn recorded_load(flags: &[&str], load: &[&str]) -> Result<Report> {
 }
 
 /// A report, as its JSON.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Report(pub(crate) Value);
 
 impl Report {

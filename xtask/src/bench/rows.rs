@@ -71,7 +71,7 @@ pub(crate) const AGAIN: &str = "none-again";
 /// The name of the row with one probe of bpftrace's.
 pub(crate) const ONE_PROBE: &str = "bpftrace-one";
 
-pub(crate) static ROWS: [Row; 14] = [
+pub(crate) static ROWS: [Row; 15] = [
     row(BASE, "nothing watches", None, How::Nothing),
     row(AGAIN, "the same once more", None, How::Nothing),
     row(
@@ -98,6 +98,12 @@ pub(crate) static ROWS: [Row; 14] = [
         "the same, without what happens inside holds and who reads",
         FULL,
         How::Record(&["--no-inside"]),
+    ),
+    row(
+        "full-audit",
+        "the same, with the context of every acquisition",
+        FULL,
+        How::Record(&["--audit"]),
     ),
     row(
         "full-unread",

@@ -4,11 +4,10 @@
 //! `vm_unmap_ram` takes that of the block. `vm_unmap_aliases` takes those of all blocks with
 //! something to flush (`mm/vmalloc.c`, 6.1). `mem_dump_obj` tries the lock of the index.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::churn::{equal, may_lack};
 use crate::guest::{Guest, Outcome};
-use crate::load;
 use crate::tool::{self, Report};
 
 const LOOPS: u64 = 500;
@@ -24,18 +23,8 @@ const OTHER_BLOCKS: u64 = 40;
 const OTHER_LOOKUPS: u64 = 10;
 
 fn recorded(guest: &Guest, hooks: &str, parameters: &[String]) -> Result<Report> {
-    let path = tool::fresh("blocks");
-    let file = path.to_str().context("a path that is not UTF-8")?;
     let module = guest.module("vmap_ram")?;
-    let mut args = vec!["record", "-o", file, "--hooks", hooks, "--"];
-    args.extend([tool::EXE, load::MODULE, &module]);
-    args.extend(parameters.iter().map(String::as_str));
-    let output = tool::run(&args)?;
-    println!("{}", tool::complaint(&output));
-    ensure!(output.status.success(), "{}", tool::complaint(&output));
-    let text = tool::run(&["report", file])?;
-    println!("{}", String::from_utf8_lossy(&text.stdout));
-    tool::report(&path)
+    tool::recorded_module(&["--hooks", hooks], &module, parameters)
 }
 
 fn blocks(guest: &Guest, hooks: &str) -> Result<Outcome> {

@@ -1,5 +1,6 @@
 //! The cases, by what they are about.
 
+pub(crate) mod audit;
 pub(crate) mod blame;
 pub(crate) mod blocks;
 pub(crate) mod churn;

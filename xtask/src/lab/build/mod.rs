@@ -36,28 +36,31 @@ use crate::{
 const CONFIG: &str = include_str!("../../../lab/kernel.config");
 
 /// The files of modules that are loads of their own.
-const LOAD: [(&str, &str); 3] = [
+const LOAD: [(&str, &str); 4] = [
     ("Kbuild", include_str!("../../../lab/load/Kbuild")),
     ("vmap_ram.c", include_str!("../../../lab/load/vmap_ram.c")),
     (
         "known_hold.c",
         include_str!("../../../lab/load/known_hold.c"),
     ),
+    ("contexts.c", include_str!("../../../lab/load/contexts.c")),
 ];
 
 /// The modules that are kept, by where they are made.
-const MODULES: [&str; 3] = [
+const MODULES: [&str; 4] = [
     "lib/test_vmalloc.ko",
     "load/vmap_ram.ko",
     "load/known_hold.ko",
+    "load/contexts.ko",
 ];
 
 /// What a kernel is made of beside the source, so that a change of any makes others.
-const INGREDIENTS: [&str; 6] = [
+const INGREDIENTS: [&str; 7] = [
     CONFIG,
     LOAD[0].1,
     LOAD[1].1,
     LOAD[2].1,
+    LOAD[3].1,
     include_str!("transform.rs"),
     include_str!("variants.rs"),
 ];

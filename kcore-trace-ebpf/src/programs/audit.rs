@@ -1,0 +1,321 @@
+//! May this path sleep? In which contexts each site takes each lock.
+//!
+//! In: acquisitions, and calls of functions that are asked about. Out: for each CPU a table of site,
+//! lock and context with a count and an example stack. The context is what the preempt count of the
+//! CPU and the depth of RCU read sections of the task say beyond what our own hook adds to them,
+//! which userspace has seen in a task that may sleep; by kprobe also the flags of the processor.
+//!
+//! Invariant: an acquisition is counted in one row, or as a miss: there is no row left, or an
+//! interrupt came while one was being written. Off, it costs nothing: the flag is a constant.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::helpers::generated::bpf_get_stack;
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+use kcore_trace_ebpf::layout::{
+    AUDIT_ROWS, AUDIT_STACKS, AUDIT_WAYS, AuditRow, AuditState, AuditTable, HELD, Slot, Stack,
+    audit, blame, flag, miss, state,
+};
+use kcore_trace_ebpf::words::{Context as Word, Mode, Op};
+
+use super::constants::flags;
+use super::maps::{self, Shared};
+use super::record::{self, add};
+use super::site::Caller;
+use super::{Context, choose, hidden, programs};
+
+/// What userspace knows and wants to know.
+#[unsafe(link_section = ".bss.audit")]
+#[unsafe(no_mangle)]
+static AUDIT_STATE: Shared<AuditState> = Shared::new(AuditState {
+    ready: 0,
+    witness: 0,
+    seen: 0,
+    spinning: 0,
+    sleeping: 0,
+    rcu: 0,
+});
+
+/// Whether contexts are looked at.
+#[inline(always)]
+pub(crate) fn looks() -> bool {
+    flags(flag::AUDIT) != 0
+}
+
+/// An acquisition, as far as its hook knows it.
+#[derive(Clone, Copy)]
+pub(crate) struct Acquisition {
+    /// [`audit::how`].
+    pub(crate) how: u64,
+    /// The return address.
+    pub(crate) site: u64,
+    /// Whether the hook is on an acquired spinlock, which has preemption off.
+    pub(crate) spins: bool,
+    /// Contexts that are known already: bits.
+    pub(crate) contexts: u64,
+    /// [`spinlocks_held`].
+    pub(crate) spinlocks: u64,
+}
+
+/// One, unless the bits are all zero; of the lower half of a word.
+#[inline(always)]
+fn any(bits: u64) -> u64 {
+    hidden(bits + 0xffff_ffff) >> 32
+}
+
+/// One if `a` is above `b`; of the lower half of words.
+#[inline(always)]
+fn above(a: u64, b: u64) -> u64 {
+    hidden(b.wrapping_sub(a)) >> 63
+}
+
+const fn bit(context: Word, set: u64) -> u64 {
+    set << context as u32
+}
+
+#[inline(always)]
+fn state() -> *mut AuditState {
+    AUDIT_STATE.get()
+}
+
+/// How many vmap locks the task holds that are spinlocks.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn spinlocks_held(slot: *const Slot) -> u64 {
+    let mut held = 0;
+    // SAFETY: the caller says that the slot is valid; the index is inside the array.
+    unsafe {
+        if (*slot).in_use == 0 {
+            return 0;
+        }
+        for index in 0..HELD {
+            let lock = &raw const (*slot).held[index];
+            let spins = flags(flag::SPINLOCKS) >> (blame::lock((*lock).cell.into()) & 63) & 1;
+            let difference = u64::from((*lock).state ^ state::HELD);
+            held += spins & (any(difference) ^ 1);
+        }
+    }
+    hidden(held) & 7
+}
+
+/// Interrupts that were off at the hook, as a context: a trampoline cannot tell.
+#[inline(always)]
+pub(crate) fn interrupts_off(caller: Caller) -> u64 {
+    match caller {
+        Caller::Trampoline(..) | Caller::Entry(_) => 0,
+        Caller::Probe(ctx) => bit(Word::InterruptsOff, interrupts(ctx) ^ 1),
+    }
+}
+
+/// `X86_EFLAGS_IF` of the registers of a probe.
+#[inline(always)]
+fn interrupts(ctx: Context) -> u64 {
+    hidden(ctx.probe_flags()) >> 9 & 1
+}
+
+/// A lock was taken there, or will be.
+#[inline(always)]
+pub(crate) fn acquired(ctx: Context, task: u64, acquisition: Acquisition) {
+    let Acquisition {
+        how,
+        site,
+        spins,
+        contexts,
+        spinlocks,
+    } = acquisition;
+    let contexts = contexts | bit(Word::Spinlock, any(spinlocks));
+    let beside = u64::from(spins) | spinlocks << 1;
+    count(ctx, task, site, how | beside << 32, contexts);
+}
+
+/// An op began, seen by its own hook.
+#[inline(always)]
+pub(crate) fn entered(caller: Caller, op: Op) {
+    if looks() {
+        called(caller, audit::OP_FUNCTION, op);
+    }
+}
+
+/// A function was called; a number stands for its address.
+#[inline(always)]
+fn called(caller: Caller, function: u64, op: Op) {
+    let how = audit::how(audit::NO_LOCK, Mode::Exclusive, false, op as u64);
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    count(
+        caller.context(),
+        task,
+        function,
+        how,
+        interrupts_off(caller),
+    );
+}
+
+/// Counts under a key. One function of its own, which is verified apart.
+#[inline(never)]
+fn count(ctx: Context, task: u64, site: u64, how: u64, known: u64) -> u64 {
+    let Some(cpu) = record::cpu() else { return 0 };
+    let Some(table) = maps::AUDIT.get_ptr_mut(cpu.id()) else {
+        return 0;
+    };
+    let (spins, spinlocks) = (how >> 32 & 1, how >> 33 & 7);
+    // SAFETY: the table is a map value, the state a static; the helpers check addresses.
+    unsafe {
+        let preempt_count = read_half((*table).preempt_count_at);
+        let rcu = match flags(flag::RCU_OFFSET) {
+            0 => 0,
+            offset => read_half(task + offset - 1),
+        };
+        if read_volatile(&raw const (*state()).ready) == 0 {
+            if spins != 0 && task == read_volatile(&raw const (*state()).witness) {
+                write_volatile(
+                    &raw mut (*state()).seen,
+                    audit::words(preempt_count as u32, rcu as u32),
+                );
+            }
+            return 0;
+        }
+        let contexts = contexts(preempt_count, rcu, spins, spinlocks) | known;
+        let key = audit::key(site, how & 0x7fff, contexts);
+        if let Some(row) = row(table, key) {
+            add(&raw mut (*row).count, 1);
+            return 0;
+        }
+        if let Some(row) = free(table, key)
+            && (*table).busy == 0
+        {
+            write_volatile(&raw mut (*table).busy, 1);
+            // Whoever came in between has ended by now.
+            if read_volatile(&raw const (*row).key) == 0 {
+                (*row).count = 1;
+                (*row).stack = keep_stack(ctx, table, contexts);
+                write_volatile(&raw mut (*row).key, key);
+                write_volatile(&raw mut (*table).busy, 0);
+                return 0;
+            }
+            write_volatile(&raw mut (*table).busy, 0);
+        }
+    }
+    record::miss(miss::NO_AUDIT_ROW);
+    0
+}
+
+/// Four bytes of kernel memory; zero where they can't be read.
+#[inline(always)]
+unsafe fn read_half(address: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    let read = unsafe { bpf_probe_read_kernel(address as *const u32) };
+    read.unwrap_or(0).into()
+}
+
+/// Without a branch, for the verifier.
+#[inline(always)]
+unsafe fn contexts(preempt_count: u64, rcu: u64, spins: u64, spinlocks: u64) -> u64 {
+    // SAFETY: the state is a static.
+    let (spinning, sleeping, no_rcu) = unsafe {
+        let state = state();
+        (
+            read_volatile(&raw const (*state).spinning),
+            read_volatile(&raw const (*state).sleeping),
+            read_volatile(&raw const (*state).rcu),
+        )
+    };
+    // What the task's own vmap spinlocks have off is told apart.
+    let base = choose(spins, spinning, sleeping) + spinlocks;
+    let interrupt = bit(Word::Nmi, any(preempt_count & audit::NMI))
+        | bit(Word::Hardirq, any(preempt_count & audit::HARDIRQ))
+        | bit(Word::Softirq, any(preempt_count & audit::SERVING_SOFTIRQ));
+    // An interrupt may not sleep, whatever it interrupted.
+    let is_task = any(interrupt) ^ 1;
+    let task = bit(Word::SoftirqsOff, any(preempt_count & audit::SOFTIRQS_OFF))
+        | bit(
+            Word::PreemptionOff,
+            above(preempt_count & audit::PREEMPT, base),
+        )
+        | bit(Word::Rcu, above(rcu, no_rcu));
+    interrupt | task * is_task
+}
+
+#[inline(always)]
+unsafe fn at(table: *mut AuditTable, key: u64, way: u64) -> *mut AuditRow {
+    // The uppermost bits, which every bit of the key has a part in.
+    let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - AUDIT_ROWS.trailing_zeros());
+    let index = hidden(hash + way) & (AUDIT_ROWS as u64 - 1);
+    // SAFETY: the caller passes a map value; the index is inside the array.
+    unsafe {
+        (&raw mut (*table).rows)
+            .cast::<AuditRow>()
+            .add(index as usize)
+    }
+}
+
+#[inline(always)]
+unsafe fn row(table: *mut AuditTable, key: u64) -> Option<*mut AuditRow> {
+    for way in 0..AUDIT_WAYS as u64 {
+        // SAFETY: the caller passes a map value.
+        unsafe {
+            let row = at(table, key, way);
+            if (*row).key == key {
+                return Some(row);
+            }
+        }
+    }
+    None
+}
+
+#[inline(always)]
+unsafe fn free(table: *mut AuditTable, key: u64) -> Option<*mut AuditRow> {
+    for way in 0..AUDIT_WAYS as u64 {
+        // SAFETY: the caller passes a map value.
+        unsafe {
+            let row = at(table, key, way);
+            if (*row).key == 0 {
+                return Some(row);
+            }
+        }
+    }
+    None
+}
+
+/// Keeps the stack as an example. The last third is for contexts that forbid to sleep.
+#[inline(always)]
+unsafe fn keep_stack(ctx: Context, table: *mut AuditTable, contexts: u64) -> u64 {
+    // SAFETY: the caller passes a map value; the index is inside the array, and the helper writes no
+    // more than it is told.
+    unsafe {
+        let used = hidden((*table).used_stacks);
+        let room = match contexts {
+            0 => AUDIT_STACKS as u64 * 2 / 3,
+            _ => AUDIT_STACKS as u64,
+        };
+        if used >= room || used >= AUDIT_STACKS as u64 {
+            return 0;
+        }
+        let stack = (&raw mut (*table).stacks)
+            .cast::<Stack>()
+            .add(used as usize);
+        let bytes = bpf_get_stack(
+            ctx.as_ptr().cast(),
+            stack.cast(),
+            size_of::<Stack>() as u32,
+            0,
+        );
+        if bytes <= 0 {
+            return 0;
+        }
+        (*table).used_stacks = used + 1;
+        used + 1
+    }
+}
+
+programs! {
+    // void vfree(const void *)
+    "fentry" avfree_fe(ctx) { called(Caller::Entry(ctx), 0, Op::Free) }
+    "kprobe" avfree_kp(ctx) { called(Caller::Probe(ctx), 0, Op::Free) }
+
+    // void vfree_atomic(const void *)
+    "fentry" avfreea_fe(ctx) { called(Caller::Entry(ctx), 1, Op::Free) }
+    "kprobe" avfreea_kp(ctx) { called(Caller::Probe(ctx), 1, Op::Free) }
+}
