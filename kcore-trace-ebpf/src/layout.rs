@@ -23,7 +23,7 @@ pub const HELD: usize = 6;
 pub const FRAMES: usize = 16;
 
 /// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
-pub const HISTOGRAMS: u32 = 100;
+pub const HISTOGRAMS: u32 = 98;
 
 /// The histogram of each series, plus one; zero for none.
 pub type HistogramOf = [u32; series::COUNT];
@@ -262,6 +262,9 @@ pub const STACK_FRAMES: usize = 24;
 
 /// Return addresses, the innermost first; zeros behind the last.
 pub type Stack = [u64; STACK_FRAMES];
+
+/// The stacks of the longest waits of a CPU, at the same places.
+pub type WorstStacks = [Stack; WORST];
 
 /// Acquisitions at one site in one context on one CPU; cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -739,7 +742,9 @@ pub mod flag {
     pub const RCU_OFFSET: usize = 5;
     /// The locks that are spinlocks: bits by number.
     pub const SPINLOCKS: usize = 6;
-    pub const COUNT: usize = 7;
+    /// The stacks of the longest waits are kept.
+    pub const STACKS: usize = 7;
+    pub const COUNT: usize = 8;
 }
 
 /// Bytes at the head of a function within which the call to its tracer returns.
@@ -788,8 +793,8 @@ mod tests {
 
     use super::node::{counters, number, reciprocal};
     use super::{
-        BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstTable, audit, blame,
-        node, reader,
+        AuditTable, BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, Stack, WORST,
+        WorstTable, audit, blame, node, reader,
     };
     use crate::words::{self, Lock, Mode, Op, Source};
 
@@ -838,8 +843,9 @@ mod tests {
         let nodes = 128 * node::LOCKS.len() * size_of::<NodeCounters>();
         let blame = blame::COUNT * size_of::<BlameCounters>();
         let histograms = HISTOGRAMS as usize * size_of::<Histogram>();
-        let worst = size_of::<WorstTable>();
-        let all = size_of::<CpuCounters>() + nodes + blame + histograms + worst;
+        let worst = size_of::<WorstTable>() + WORST * size_of::<Stack>();
+        let audit = size_of::<AuditTable>();
+        let all = size_of::<CpuCounters>() + nodes + blame + histograms + worst + audit;
         assert!(all <= 512 << 10, "{all} bytes");
     }
 

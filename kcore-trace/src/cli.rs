@@ -84,7 +84,7 @@ struct PlanArgs {
     #[command(flatten)]
     hooks: HookArgs,
     #[command(flatten)]
-    audit: AuditArgs,
+    more: MoreArgs,
     /// Plan for the kernel of this facts file instead of the running one
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
@@ -107,22 +107,35 @@ struct HookArgs {
     no_inside: bool,
 }
 
+/// What is recorded only if it is asked for, since it costs.
 #[derive(Args)]
-struct AuditArgs {
+struct MoreArgs {
     /// Also count in which context each lock is taken, for `report --audit`: whether every site could
     /// sleep. Needs level full, by fentry or kprobe
     #[arg(long)]
     audit: bool,
+    /// Also keep the kernel stacks of the longest waits' waiters. Needs level full, by fentry or
+    /// kprobe
+    #[arg(long, conflicts_with = "no_inside")]
+    stacks: bool,
 }
 
-impl AuditArgs {
+impl MoreArgs {
     fn request(&self, request: Request) -> Result<Request> {
-        let audit = self.audit;
+        let Self { audit, stacks } = *self;
         ensure!(
             !audit || request.level == Level::Full,
             "--audit asks at every acquisition, which level contended does not see; leave out --level or --audit"
         );
-        Ok(Request { audit, ..request })
+        ensure!(
+            !stacks || request.level == Level::Full,
+            "--stacks are those of the longest waits, which level contended does not list; leave out --level or --stacks"
+        );
+        Ok(Request {
+            audit,
+            stacks,
+            ..request
+        })
     }
 }
 
@@ -133,6 +146,7 @@ impl HookArgs {
             hooks: self.hooks,
             without_inside: self.no_inside,
             audit: false,
+            stacks: false,
         }
     }
 }
@@ -161,7 +175,7 @@ struct RecordArgs {
     #[command(flatten)]
     hooks: HookArgs,
     #[command(flatten)]
-    audit: AuditArgs,
+    more: MoreArgs,
     /// What measuring may take of the time of all CPUs, such as 1%, or `off`: above that the level
     /// is reduced, to contended and then to nothing, and tried again later [default: 3% without a
     /// command and for longer than 10 minutes, else off]
@@ -348,7 +362,7 @@ fn plan(args: &PlanArgs) -> Result<()> {
                 .with_context(|| format!("failed to write facts to `{}`", path.display())),
         };
     }
-    let request = args.audit.request(args.hooks.request(args.level))?;
+    let request = args.more.request(args.hooks.request(args.level))?;
     let plan = Plan::choose(&facts, &request)?;
     match args.format {
         PlanFormat::Text => plan.write_text(&facts, &mut out)?,
@@ -362,7 +376,7 @@ fn record(args: &RecordArgs) -> Result<()> {
         output: args.output.clone(),
         duration: args.duration,
         measuring: Measuring {
-            request: args.audit.request(args.hooks.request(args.level))?,
+            request: args.more.request(args.hooks.request(args.level))?,
             interval: args.interval,
             limit: match args.max_overhead {
                 None if !is_long(args) => None,

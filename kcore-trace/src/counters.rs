@@ -22,7 +22,8 @@ use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, AuditRow, AuditTable, BlameCounters, CellCounters, CopyCounters,
     CpuCounters, Durations, Histogram, HistogramOf, InsideCounters, NodeCounters, OpCounters,
-    ReaderRow, Slot, Stack, WorstTable, WorstWait, blame, miss, node, series, state,
+    ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, miss, node, series,
+    state,
 };
 use kcore_trace_ebpf::words::{Destination, Op, cell};
 
@@ -39,6 +40,7 @@ pub struct Counters {
     copies: Mapped<CopyCounters>,
     readers: Mapped<ReaderRow>,
     worst: Mapped<WorstTable>,
+    worst_stacks: Mapped<WorstStacks>,
     audit: Mapped<AuditTable>,
     histograms: Histograms,
     /// How many CPUs are looked at, from the first on. It never falls, so that no sum does.
@@ -73,6 +75,7 @@ impl Counters {
             copies: Mapped::new(object, "COPIES")?,
             readers: Mapped::new(object, "READERS")?,
             worst: Mapped::new(object, "WORST")?,
+            worst_stacks: Mapped::new(object, "WORST_STACKS")?,
             audit: Mapped::new(object, "AUDIT")?,
             histograms,
             looked_at: 0,
@@ -185,19 +188,22 @@ impl Counters {
     }
 
     /// The longest waits of each CPU, as far as none is being written; nothing where they are not
-    /// looked at.
-    pub fn worst(&self) -> impl Iterator<Item = WorstWait> {
+    /// looked at. Stacks are zeros where they are not kept.
+    pub fn worst(&self) -> impl Iterator<Item = (WorstWait, Stack)> {
         let tables = self.worst.iter().take(self.inside_len(self.looked_at));
-        let whole = tables.filter_map(|table| {
-            // SAFETY: a value of the map, plain integers.
+        let whole = tables.enumerate().filter_map(|(cpu, table)| {
+            // Where none are kept, the map has one value for all.
+            let stacks = self.worst_stacks.at(cpu);
+            // SAFETY: values of the maps, plain integers.
             unsafe {
                 let waits = read_volatile(&raw const (*table).waits);
+                let stacks = stacks.map_or([Stack::default(); WORST], |at| read_volatile(at));
                 let idle = read_volatile(&raw const (*table).busy) == 0;
                 let same = read_volatile(&raw const (*table).waits) == waits;
-                (idle && same).then_some(waits)
+                (idle && same).then(|| waits.into_iter().zip(stacks))
             }
         });
-        whole.flatten().filter(|wait| wait.wait_ns != 0)
+        whole.flatten().filter(|(wait, _)| wait.wait_ns != 0)
     }
 
     /// The rows of the audit that are taken, by CPU and number; nothing where nobody looks. A row
@@ -443,6 +449,8 @@ unsafe impl Plain for ReaderRow {}
 unsafe impl Plain for WorstTable {}
 // SAFETY: integers only.
 unsafe impl Plain for AuditTable {}
+// SAFETY: integers only.
+unsafe impl Plain for WorstStacks {}
 
 /// An array of the kernel in our own memory.
 struct Mapped<T> {

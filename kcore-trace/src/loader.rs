@@ -404,7 +404,7 @@ fn load_object(
     };
     let sees_inside = constants.flags[flag::INSIDE] != 0;
     let inside = |entries| if sees_inside { entries } else { 1 };
-    let audited = match constants.flags[flag::AUDIT] {
+    let with = |flag: usize| match constants.flags[flag] {
         0 => 1,
         _ => cpus,
     };
@@ -433,7 +433,8 @@ fn load_object(
         .map_max_entries("COPIES", inside(Destination::COUNT as u32))
         .map_max_entries("READERS", inside(READERS + Source::COUNT as u32))
         .map_max_entries("WORST", inside(cpus))
-        .map_max_entries("AUDIT", audited)
+        .map_max_entries("WORST_STACKS", with(flag::STACKS))
+        .map_max_entries("AUDIT", with(flag::AUDIT))
         .load(OBJECT)
         .context("failed to create the maps")
 }
@@ -479,6 +480,7 @@ impl Constants {
         constants.flags[flag::SPIN_RELEASES] = (full && spinlocks(true)).into();
         constants.flags[flag::INSIDE] = plan.sees_inside().into();
         constants.flags[flag::AUDIT] = (!plan.contexts.is_empty()).into();
+        constants.flags[flag::STACKS] = plan.stacks.into();
         constants.flags[flag::RCU_OFFSET] = facts.contexts.rcu_nesting.map_or(0, |at| at + 1);
         let spinlocks = plan.locks.iter();
         let spinlocks = spinlocks.filter(|planned| planned.kind == Kind::Spinlock);

@@ -185,6 +185,10 @@ pub struct WorstWait {
     /// Nothing if it is not known; else as in [`BlameKey`].
     pub holder: Option<Purpose>,
     pub holder_task: Option<Task>,
+    /// Where the waiter was, the innermost function first; empty if stacks were not kept, or if there
+    /// was none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stack: Vec<String>,
 }
 
 /// A thread.
@@ -779,6 +783,9 @@ pub struct Header {
     /// The contexts that an audit tells from one where a task may sleep; empty where nobody looked.
     #[serde(default, with = "crate::words::list")]
     pub contexts: Vec<Context>,
+    /// Whether the stacks of the longest waits were kept.
+    #[serde(default)]
+    pub stacks: bool,
     /// The command that was run, or empty when the whole system was watched for a while.
     pub command: Vec<String>,
     /// RFC 3339, UTC.

@@ -17,7 +17,8 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::{
     AuditRow, BlameCounters, CellCounters, CopyCounters, Durations, Histogram, InsideCounters,
-    NodeCounters, OpCounters, READERS, ReaderRow, audit, blame, miss, node, reader, series,
+    NodeCounters, OpCounters, READERS, ReaderRow, Stack, WorstWait as Waited, audit, blame, miss,
+    node, reader, series,
 };
 use kcore_trace_ebpf::words::{
     self, Context as Word, Destination, Intent, Kind, Lock, Mode, Op, Source, cell,
@@ -26,7 +27,7 @@ use kcore_trace_ebpf::words::{
 use crate::cgroups::Cgroups;
 use crate::counters::Counters;
 use crate::distribution::{Distribution, Exact};
-use crate::kernel::symbols::{self, UNNAMED};
+use crate::kernel::symbols::Names;
 use crate::loader::{ProgramCost, Session};
 use crate::model::{
     Audit, AuditKey, Blame, BlameKey, Cell, CellKey, Copies, Inside, Level, Loss, Measured, Nodes,
@@ -38,6 +39,15 @@ use crate::probes;
 /// Every so many snapshots all cells are looked at; with the default interval that is often enough
 /// for an unexpected combination to get its histogram within seconds.
 const FULL_EVERY: u32 = 4;
+
+/// A waiter is some calls deep. Where unwinding got no further than the hook itself, as at a return
+/// probe before 5.15, there is no stack.
+fn whole(stack: Vec<String>) -> Vec<String> {
+    match stack.len() {
+        0 | 1 => Vec::new(),
+        _ => stack,
+    }
+}
 
 /// Reads the counters, and remembers what it read.
 pub struct Snapshots {
@@ -60,8 +70,7 @@ pub struct Snapshots {
     worst: HashSet<(u64, u64)>,
     /// The counts of the audit's rows, by CPU and number.
     audit: HashMap<(usize, usize), u64>,
-    /// The names of addresses that were asked for; nothing for one that has none.
-    names: HashMap<u64, Option<String>>,
+    names: Names,
     /// Buckets of each series that was read, as they were.
     buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
@@ -91,7 +100,7 @@ impl Snapshots {
             begun_ns: 0,
             worst: HashSet::new(),
             audit: HashMap::new(),
-            names: HashMap::new(),
+            names: Names::default(),
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
@@ -144,7 +153,7 @@ impl Snapshots {
         let inside = self.read_inside()?;
         let copies = self.read_copies();
         let readers = self.read_readers(every_cell);
-        let worst = self.read_worst()?;
+        let worst = self.read_worst(every_cell, &session.plan)?;
         let audit = self.read_audit(every_cell, &session.plan)?;
         let loss = self.read_loss(session);
         let unserved = self.without_histogram();
@@ -328,24 +337,32 @@ impl Snapshots {
     }
 
     /// The longest waits that were not read before.
-    fn read_worst(&mut self) -> Result<Vec<WorstWait>> {
-        let mut worst = Vec::new();
-        for wait in self.counters.worst() {
-            let ended_later = wait.ended_ns > self.begun_ns;
-            if ended_later && self.worst.insert((wait.ended_ns, wait.task)) {
-                let holder = wait.holder_task;
-                worst.push(WorstWait {
-                    wait_ns: wait.wait_ns,
-                    slept_ns: wait.slept_ns,
-                    ended_ns: wait.ended_ns - self.begun_ns,
-                    key: key(wait.cell as usize)?,
-                    waiter: task(wait.task, Some(text(&wait.comm))),
-                    holder: purpose(wait.holder as usize),
-                    holder_task: (holder != 0).then(|| task(holder, comm_of(holder))),
-                });
-            }
+    fn read_worst(&mut self, every_cell: bool, plan: &Plan) -> Result<Vec<WorstWait>> {
+        // To name a stack takes as long as all else, so that it is not done for every interval.
+        if plan.stacks && !every_cell {
+            return Ok(Vec::new());
         }
-        Ok(worst)
+        let waits: Vec<_> = self.counters.worst().collect();
+        let is_new = |(wait, _): &(Waited, Stack)| {
+            wait.ended_ns > self.begun_ns && self.worst.insert((wait.ended_ns, wait.task))
+        };
+        let waits: Vec<_> = waits.into_iter().filter(is_new).collect();
+        self.names
+            .learn(waits.iter().flat_map(|(_, stack)| *stack))?;
+        let waits = waits.into_iter().map(|(wait, stack)| {
+            let holder = wait.holder_task;
+            Ok(WorstWait {
+                wait_ns: wait.wait_ns,
+                slept_ns: wait.slept_ns,
+                ended_ns: wait.ended_ns - self.begun_ns,
+                key: key(wait.cell as usize)?,
+                waiter: task(wait.task, Some(text(&wait.comm))),
+                holder: purpose(wait.holder as usize),
+                holder_task: (holder != 0).then(|| task(holder, comm_of(holder))),
+                stack: whole(self.names.frames(&stack)),
+            })
+        });
+        waits.collect()
     }
 
     /// What the audit counted. To name addresses takes as long as all else, so that it is not done
@@ -363,25 +380,22 @@ impl Snapshots {
             site.into_iter()
                 .chain(stack(*cpu, row).into_iter().flatten())
         });
-        let unnamed: BTreeSet<_> = addresses
-            .filter(|address| *address != 0 && !self.names.contains_key(address))
-            .collect();
-        let mut names = symbols::resolve(&unnamed)?;
-        let names = unnamed
-            .into_iter()
-            .map(|address| (address, names.remove(&address)));
-        self.names.extend(names);
+        let addresses: Vec<_> = addresses.collect();
+        self.names.learn(addresses)?;
         for ((cpu, index), row) in rows {
             let before = self.audit.insert((cpu, index), row.count);
             let count = row.count - before.unwrap_or(0);
             if count > 0
                 && let Some(key) = self.audit_key(row.key)
             {
-                let stack = before.is_none().then(|| self.frames(cpu, row.stack));
+                let stack = before
+                    .is_none()
+                    .then(|| self.counters.audit_stack(cpu, row.stack))
+                    .flatten();
                 let counted = audit.entry(key).or_default();
                 counted.count += count;
                 if counted.stack.is_empty() {
-                    counted.stack = stack.unwrap_or_default();
+                    counted.stack = self.names.frames(&stack.unwrap_or_default());
                 }
             }
         }
@@ -391,7 +405,7 @@ impl Snapshots {
     fn audit_key(&self, key: u64) -> Option<AuditKey> {
         let parts = audit::parts(key)?;
         let site = match parts.lock {
-            Some(_) => self.names.get(&parts.address).cloned().flatten(),
+            Some(_) => self.names.of(parts.address).map(str::to_owned),
             None => {
                 let number = parts.address as u32 as usize;
                 probes::AUDIT
@@ -408,17 +422,6 @@ impl Snapshots {
             site,
             contexts: Word::ALL.iter().copied().filter(is_set).collect(),
         })
-    }
-
-    /// The functions of a stack, without the tracer's own.
-    fn frames(&self, cpu: usize, number: u64) -> Vec<String> {
-        let stack = self.counters.audit_stack(cpu, number).unwrap_or_default();
-        let frames = stack.iter().take_while(|address| **address != 0);
-        let names = frames.map(|address| match self.names.get(address) {
-            Some(Some(name)) => name.as_str(),
-            _ => UNNAMED,
-        });
-        symbols::without_tracers(names)
     }
 
     /// Samples of each bucket since the last call; none of a series that did not change, or that

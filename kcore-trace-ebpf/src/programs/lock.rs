@@ -22,7 +22,7 @@ use super::holder::{self, Holder};
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
-use super::{hidden, inside, node, reader, worst};
+use super::{Context, hidden, inside, node, reader, worst};
 
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
@@ -192,7 +192,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
             Some(waiting) => {
                 (*waiting).reader = reader;
                 let wait_ns = now().wrapping_sub((*waiting).since_ns);
-                wait_ended(cpu, counters, waiting, index, wait_ns);
+                wait_ended(caller.context(), cpu, counters, waiting, index, wait_ns);
                 waiting
             }
             None if taken.followed => {
@@ -267,7 +267,7 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
 
 /// The acquire function that [`trying`] saw has returned.
 #[inline(always)]
-pub(crate) fn tried(got_it: bool, followed: bool) {
+pub(crate) fn tried(ctx: Context, got_it: bool, followed: bool) {
     let Some(slot) = slot::find() else { return };
     let Some(cpu) = record::cpu() else { return };
     // SAFETY: the slot and what is found in it are map values.
@@ -287,7 +287,7 @@ pub(crate) fn tried(got_it: bool, followed: bool) {
         node::acquired(cpu, index, (*held).address);
         if waited {
             let wait_ns = now().wrapping_sub((*held).since_ns);
-            wait_ended(cpu, counters, held, index, wait_ns);
+            wait_ended(ctx, cpu, counters, held, index, wait_ns);
         }
         become_held(slot, held, followed);
     }
@@ -319,6 +319,7 @@ unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
 
 #[inline(always)]
 unsafe fn wait_ended(
+    ctx: Context,
     cpu: Cpu,
     counters: *mut CellCounters,
     held: *mut Held,
@@ -351,7 +352,7 @@ unsafe fn wait_ended(
             }
         }
         if flags(flag::INSIDE) != 0 {
-            worst::waited(cpu, held, index, holder, wait_ns);
+            worst::waited(ctx, cpu, held, index, holder, wait_ns);
             inside::waited(held, index);
         }
     }
@@ -456,30 +457,30 @@ pub(crate) fn is_waiting(address: u64) -> bool {
 
 /// The slow path returned.
 #[inline(always)]
-pub(crate) fn slow_path_done(address: u64, got_it: bool, followed: bool) {
+pub(crate) fn slow_path_done(ctx: Context, address: u64, got_it: bool, followed: bool) {
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         if let Some(held) = slot::held(slot, address, state::WAITING) {
-            done(slot, held, got_it, followed);
+            done(ctx, slot, held, got_it, followed);
         }
     }
 }
 
 /// The slow path returned, to a hook that does not know of which lock.
 #[inline(always)]
-pub(crate) fn latest_slow_path_done(got_it: bool, followed: bool) {
+pub(crate) fn latest_slow_path_done(ctx: Context, got_it: bool, followed: bool) {
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         if let Some(held) = slot::latest(slot, state::WAITING, state::WAITING) {
-            done(slot, held, got_it, followed);
+            done(ctx, slot, held, got_it, followed);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn done(slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
+unsafe fn done(ctx: Context, slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
     let Some(cpu) = record::cpu() else { return };
     // SAFETY: the caller passes map values.
     unsafe {
@@ -492,7 +493,7 @@ unsafe fn done(slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
             return;
         }
         let wait_ns = now().wrapping_sub((*held).since_ns);
-        wait_ended(cpu, counters, held, index, wait_ns);
+        wait_ended(ctx, cpu, counters, held, index, wait_ns);
         become_held(slot, held, followed && flags(flag::EVERY_ACQUISITION) != 0);
     }
 }

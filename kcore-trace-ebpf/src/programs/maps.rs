@@ -10,8 +10,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     AuditTable, BlameCounters, CopyCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf,
-    InsideCounters, NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, WorstTable,
-    series,
+    InsideCounters, NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, WorstStacks,
+    WorstTable, series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -52,6 +52,10 @@ pub(crate) static READERS: Array<ReaderRow> = Array::with_max_entries(1, MAPPABL
 /// The longest waits of each CPU: 1.3 KiB each, or one that nothing writes.
 #[map]
 pub(crate) static WORST: Array<WorstTable> = Array::with_max_entries(1, MAPPABLE);
+
+/// The stacks of those waits, at the same places: 3.8 KiB for each CPU, or one that nothing writes.
+#[map]
+pub(crate) static WORST_STACKS: Array<WorstStacks> = Array::with_max_entries(1, MAPPABLE);
 
 /// In which contexts locks are taken: 8 KiB for each CPU, or one that nothing writes.
 #[map]

@@ -186,7 +186,7 @@ macro_rules! acquire_function {
             "fexit" $fexit(ctx) { returned(ctx, $kind, Outcome::$outcome, acquire::$function) }
             "kprobe" $kprobe(ctx) { called(ctx, $kind, Outcome::$outcome) }
             "kretprobe" $kretprobe(ctx) {
-                lock::tried(Outcome::$outcome.got_it(ctx.probe_ret()), true)
+                lock::tried(ctx, Outcome::$outcome.got_it(ctx.probe_ret()), true)
             }
         }
     };
@@ -203,13 +203,13 @@ macro_rules! slow_path_function {
                     Outcome::Certain => true,
                     outcome => outcome.got_it(ctx.arg($args)),
                 };
-                lock::slow_path_done(ctx.address(0), got_it, true)
+                lock::slow_path_done(ctx, ctx.address(0), got_it, true)
             }
             "kprobe" $kprobe(ctx) {
                 slow_path(ctx, $kind, ctx.probe_arg0(), Here::Number(ctx.probe_sp()))
             }
             "kretprobe" $kretprobe(ctx) {
-                lock::latest_slow_path_done(Outcome::$outcome.got_it(ctx.probe_ret()), true)
+                lock::latest_slow_path_done(ctx, Outcome::$outcome.got_it(ctx.probe_ret()), true)
             }
         }
     };

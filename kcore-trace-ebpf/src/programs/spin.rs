@@ -186,9 +186,9 @@ programs! {
     "fexit" spintry_fx(ctx) { tried_by(ctx, acquire::RAW_SPIN_TRYLOCK) }
     "fentry" spinunlock_fe(ctx) { released(ctx.address(0)) }
     "fentry" spinslow_fe(ctx) { entered_slow_path(ctx) }
-    "fexit" spinslow_fx(ctx) { lock::slow_path_done(ctx.address(0), true, followed()) }
+    "fexit" spinslow_fx(ctx) { lock::slow_path_done(ctx, ctx.address(0), true, followed()) }
     "fentry" spinslowpv_fe(ctx) { entered_slow_path(ctx) }
-    "fexit" spinslowpv_fx(ctx) { lock::slow_path_done(ctx.address(0), true, followed()) }
+    "fexit" spinslowpv_fx(ctx) { lock::slow_path_done(ctx, ctx.address(0), true, followed()) }
 
     "kprobe" spinlock_kp(ctx) {
         let sp = ctx.probe_sp();
@@ -204,10 +204,10 @@ programs! {
             lock::trying(taken.trying(), here, caller);
         }
     }
-    "kretprobe" spintry_kr(ctx) { lock::tried(ctx.probe_ret() as i32 != 0, followed()) }
+    "kretprobe" spintry_kr(ctx) { lock::tried(ctx, ctx.probe_ret() as i32 != 0, followed()) }
     "kprobe" spinunlock_kp(ctx) { released(ctx.probe_arg0()) }
     "kprobe" spinslow_kp(ctx) { entered_slow_path_by_probe(ctx) }
-    "kretprobe" spinslow_kr(_ctx) { lock::latest_slow_path_done(true, followed()) }
+    "kretprobe" spinslow_kr(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
     "kprobe" spinslowpv_kp(ctx) { entered_slow_path_by_probe(ctx) }
-    "kretprobe" spinslowpv_kr(_ctx) { lock::latest_slow_path_done(true, followed()) }
+    "kretprobe" spinslowpv_kr(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
 }

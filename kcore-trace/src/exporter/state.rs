@@ -87,6 +87,7 @@ impl State {
             without_holds: plan.without_holds(),
             inside: plan.sees_inside(),
             contexts: Vec::new(),
+            stacks: false,
             ..subject.header.clone()
         };
         self.totals.expect(expected(&header, plan));

@@ -124,25 +124,49 @@ impl Symbols {
     }
 }
 
-/// The names of return addresses, as `function+0xoffset`, with the module behind where it is one;
-/// addresses in no function that the kernel lists have none.
-///
-/// # Errors
-///
-/// The kernel's symbols cannot be read.
-pub fn resolve(addresses: &BTreeSet<u64>) -> Result<BTreeMap<u64, String>> {
-    if addresses.is_empty() {
-        return Ok(BTreeMap::new());
+/// The names of return addresses, as `function+0xoffset`, with the module behind where it is one.
+/// What was asked for once is remembered.
+#[derive(Debug, Default)]
+pub struct Names(HashMap<u64, Option<String>>);
+
+impl Names {
+    /// Asks for the names of addresses; zero is none.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's symbols cannot be read.
+    pub fn learn(&mut self, addresses: impl IntoIterator<Item = u64>) -> Result<()> {
+        let unknown = |address: &u64| *address != 0 && !self.0.contains_key(address);
+        let unknown: BTreeSet<_> = addresses.into_iter().filter(unknown).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let lines = File::open(PATH).map(BufReader::new);
+        let mut names = lines
+            .and_then(|lines| resolve(lines, &unknown))
+            .with_context(|| format!("failed to read {PATH}"))?;
+        let named = unknown.into_iter();
+        self.0
+            .extend(named.map(|address| (address, names.remove(&address))));
+        Ok(())
     }
-    let lines = File::open(PATH).map(BufReader::new);
-    lines
-        .and_then(|lines| resolve_from(lines, addresses))
-        .with_context(|| format!("failed to read {PATH}"))
+
+    /// The name of an address that was asked for; nothing if it is in no function that the kernel
+    /// lists.
+    pub fn of(&self, address: u64) -> Option<&str> {
+        self.0.get(&address)?.as_deref()
+    }
+
+    /// The functions of a stack, without the tracer's own.
+    pub fn frames(&self, stack: &[u64]) -> Vec<String> {
+        let frames = stack.iter().take_while(|address| **address != 0);
+        without_tracers(frames.map(|address| self.of(*address).unwrap_or(UNNAMED)))
+    }
 }
 
 /// Stands in a stack for an address that the kernel does not list, such as one in a module that is
 /// gone.
-pub const UNNAMED: &str = "?";
+const UNNAMED: &str = "?";
 /// The farthest from its beginning that an address is taken for one of a function, and of what the
 /// kernel compiled for a program.
 const LONGEST_FUNCTION: u64 = 1 << 16;
@@ -152,7 +176,7 @@ const PROGRAMS: &str = "[bpf]";
 
 /// A stack, the innermost function first, without programs and trampolines: below one stands a second
 /// frame of the function that it is on.
-pub fn without_tracers<'a>(frames: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+fn without_tracers<'a>(frames: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let function = |frame: &str| frame.split('+').next().map(str::to_owned);
     let mut kept: Vec<String> = Vec::new();
     let mut below_tracer = false;
@@ -170,7 +194,7 @@ pub fn without_tracers<'a>(frames: impl IntoIterator<Item = &'a str>) -> Vec<Str
     kept
 }
 
-fn resolve_from(
+fn resolve(
     mut lines: impl BufRead,
     addresses: &BTreeSet<u64>,
 ) -> io::Result<BTreeMap<u64, String>> {
@@ -316,7 +340,7 @@ ffffffffc0000000 t vfree	[module]
             0xffff_ffff_b000_0000,
             0x1000,
         ];
-        let names = resolve_from(TEXT.as_bytes(), &addresses.into()).unwrap();
+        let names = resolve(TEXT.as_bytes(), &addresses.into()).unwrap();
         let wanted = [
             (addresses[0], "alloc_vmap_area+0x50"),
             (addresses[1], "alloc_vmap_area+0x200"),

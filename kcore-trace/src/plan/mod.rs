@@ -52,6 +52,8 @@ pub struct Request {
     pub without_inside: bool,
     /// Whether to look at the context of each acquisition; at level full.
     pub audit: bool,
+    /// Whether to keep the stacks of the longest waits; where these are seen.
+    pub stacks: bool,
 }
 
 /// Why nothing can be measured.
@@ -61,6 +63,8 @@ pub enum PlanError {
     Refused { hooks: Hooks, reason: String },
     #[error("--audit: {0}; leave it out to record the rest")]
     Audit(String),
+    #[error("--stacks: the longest waits take fentry or kprobe; leave it out to record the rest")]
+    Stacks,
     #[error("nothing can be measured on this kernel: {}", .0.join("; "))]
     Nothing(Vec<String>),
     #[error(
@@ -128,6 +132,9 @@ pub struct Plan {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub contexts: Vec<Context>,
+    /// Whether the stacks of the longest waits are kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stacks: bool,
     pub coverage: Coverage,
 }
 
@@ -164,6 +171,11 @@ impl Plan {
             true => draft.audit()?,
             false => Vec::new(),
         };
+        // At level full, by what sees every acquisition.
+        let sees_owners = request.level == Level::Full && hooks != Hooks::Tracepoint;
+        if request.stacks && request.level == Level::Full && !sees_owners {
+            return Err(PlanError::Stacks);
+        }
         let era = facts.era();
         if era == Era::Unknown {
             draft.miss("era", "neither vread, vread_iter nor struct vmap_node is known to BTF; what is found by symbol is measured all the same");
@@ -181,6 +193,7 @@ impl Plan {
             hooks,
             coverage: draft.coverage(&locks),
             locks,
+            stacks: request.stacks && !request.without_inside && sees_owners,
             programs: draft.programs,
             contexts,
         })

@@ -26,6 +26,9 @@ pub struct WorstRow {
     pub waiter: Party,
     /// Null if nothing is known of it; who held the lock when the wait began, or last.
     pub holder: Option<Party>,
+    /// Where the waiter was, the innermost function first. Null if stacks were not kept, empty if
+    /// there was none. The holder was on another CPU, where its stack cannot be taken.
+    pub stack: Option<Vec<String>>,
 }
 
 /// Who took part in a wait.
@@ -38,12 +41,16 @@ pub struct Party {
 
 /// The rows; nothing if nobody looked.
 pub(super) fn rows(header: &Header, measured: &Measured) -> Option<Vec<WorstRow>> {
-    header
-        .inside
-        .then(|| measured.worst.iter().map(row).collect())
+    header.inside.then(|| {
+        measured
+            .worst
+            .iter()
+            .map(|wait| row(wait, header.stacks))
+            .collect()
+    })
 }
 
-fn row(wait: &WorstWait) -> WorstRow {
+fn row(wait: &WorstWait, stacks: bool) -> WorstRow {
     WorstRow {
         lock: wait.key.lock,
         wait_ns: wait.wait_ns,
@@ -60,6 +67,7 @@ fn row(wait: &WorstWait) -> WorstRow {
             purpose,
             task: wait.holder_task.clone(),
         }),
+        stack: stacks.then(|| wait.stack.clone()),
     }
 }
 
@@ -92,9 +100,38 @@ pub(super) fn text(rows: &[WorstRow]) -> Option<String> {
         ),
     };
     let table = table.trim_fmt();
+    let stacks = stacks(&rows[..rows.len().min(SHOWN)]);
     Some(format!(
-        "The longest waits, by when they ended\n\n{table}{below}"
+        "The longest waits, by when they ended\n\n{table}{below}{stacks}"
     ))
+}
+
+/// Where the waiters were, each place once.
+fn stacks(rows: &[WorstRow]) -> String {
+    let mut places: Vec<(&[String], Vec<&WorstRow>)> = Vec::new();
+    for row in rows {
+        let Some(stack) = row.stack.as_deref() else {
+            continue;
+        };
+        match places.iter_mut().find(|(place, _)| *place == stack) {
+            Some((_, rows)) => rows.push(row),
+            None => places.push((stack, vec![row])),
+        }
+    }
+    let mut text = String::new();
+    for (stack, rows) in places {
+        let waits: Vec<_> = rows
+            .iter()
+            .map(|row| units::duration(row.wait_ns))
+            .collect();
+        let title = waits.join(", ");
+        let frames = match stack {
+            [] => " could not be taken".to_owned(),
+            frames => frames.iter().map(|frame| format!("\n  {frame}")).collect(),
+        };
+        text += &format!("\n\nstack of {title}{frames}");
+    }
+    text
 }
 
 fn party(party: &Party) -> String {

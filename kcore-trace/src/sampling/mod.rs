@@ -218,6 +218,7 @@ impl Sampler {
             inside: plan.sees_inside(),
             pass: plan.pass().map(String::from),
             contexts: plan.contexts.clone(),
+            stacks: plan.stacks,
             command,
             started_at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             interval_ns: self.measuring.interval.as_nanos() as u64,

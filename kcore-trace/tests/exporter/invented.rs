@@ -59,6 +59,7 @@ pub(crate) fn header(facts: &Facts, plan: &Plan) -> Header {
         inside: plan.sees_inside(),
         pass: plan.pass().map(String::from),
         contexts: Vec::new(),
+        stacks: false,
         command: Vec::new(),
         started_at: "2026-11-22T22:50:00Z".into(),
         interval_ns: SECOND_NS,

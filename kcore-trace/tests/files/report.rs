@@ -439,8 +439,8 @@ fn an_audit_says_of_each_lock_whether_it_could_sleep() {
         .map(|n| sample::interval(n, sample::audited(n)))
         .collect();
     let report = report(&sample::auditing_header(), &intervals, 0);
-    let text = by(&report, By::Site, Format::Text);
-    assert_golden("audit.txt", &text);
+    let audit = by(&report, By::Site, Format::Text);
+    assert_golden("audit.txt", &audit);
     assert_golden("audit.csv", &by(&report, By::Site, Format::Csv));
     let json = json(&report);
     let verdicts = json["audit"]["verdicts"].as_array().unwrap();
@@ -458,7 +458,10 @@ fn an_audit_says_of_each_lock_whether_it_could_sleep() {
     assert_eq!(legal("free_vmap_area_lock"), (true, true, 0));
     // Under a vmap spinlock, which may become one that sleeps as well.
     assert_eq!(legal("purge_vmap_area_lock"), (true, true, 0));
-    assert!(text.contains("vmap_block.lock would be legal as a mutex or rwsem: no"));
+    assert!(audit.contains("vmap_block.lock would be legal as a mutex or rwsem: no"));
+    // Stacks were kept too.
+    assert_golden("stacks.txt", &text(&report));
+    assert_eq!(json["worst"][0]["stack"][1], "alloc_vmap_area+0x7aa");
 }
 
 #[test]

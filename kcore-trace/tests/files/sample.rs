@@ -114,6 +114,7 @@ pub(crate) fn header() -> Header {
         inside: false,
         pass: None,
         contexts: Vec::new(),
+        stacks: false,
         command: ["kcore-trace", "stress", "--maps", "4", "--kcore", "2"]
             .map(String::from)
             .to_vec(),
@@ -216,6 +217,7 @@ pub(crate) fn auditing_header() -> Header {
             Rcu,
             Spinlock,
         ],
+        stacks: true,
         ..looking_header()
     }
 }
@@ -315,6 +317,13 @@ fn worst(seed: u64) -> Vec<WorstWait> {
             op: Op::Vread,
         }),
         holder_task: Some(task(4711, Some("crash"))),
+        stack: [
+            "_raw_spin_lock+0x21",
+            "alloc_vmap_area+0x7aa",
+            "load_module+0x3c",
+        ]
+        .map(String::from)
+        .to_vec(),
     };
     let purge = WorstWait {
         wait_ns: 900_000,
@@ -324,6 +333,7 @@ fn worst(seed: u64) -> Vec<WorstWait> {
         waiter: task(9, Some("kworker/1:2")),
         holder: None,
         holder_task: None,
+        stack: Vec::new(),
     };
     let gone = WorstWait {
         wait_ns: 700_000,

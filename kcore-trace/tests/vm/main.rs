@@ -269,6 +269,17 @@ const CASES: &[Case] = &[
         inside::longest,
     )
     .for_every_type(),
+    case(
+        "fentry_keeps_the_stacks_of_the_longest_waits",
+        inside::fentry_stacks,
+    )
+    .parallel()
+    .for_every_type(),
+    case(
+        "kprobe_keeps_the_stacks_of_the_longest_waits",
+        inside::kprobe_stacks,
+    )
+    .parallel(),
     case("nobody_sleeps_with_a_spinlock", inside::sleeps).for_every_type(),
     case("what_happens_inside_can_be_left_out", inside::left_out).alone(),
     case("fentry_flags_nothing_that_tasks_do", audit::fentry_tasks).for_every_type(),

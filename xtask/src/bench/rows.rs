@@ -71,7 +71,7 @@ pub(crate) const AGAIN: &str = "none-again";
 /// The name of the row with one probe of bpftrace's.
 pub(crate) const ONE_PROBE: &str = "bpftrace-one";
 
-pub(crate) static ROWS: [Row; 15] = [
+pub(crate) static ROWS: [Row; 16] = [
     row(BASE, "nothing watches", None, How::Nothing),
     row(AGAIN, "the same once more", None, How::Nothing),
     row(
@@ -104,6 +104,12 @@ pub(crate) static ROWS: [Row; 15] = [
         "the same, with the context of every acquisition",
         FULL,
         How::Record(&["--audit"]),
+    ),
+    row(
+        "full-stacks",
+        "the same, with the stacks of the longest waits",
+        FULL,
+        How::Record(&["--stacks"]),
     ),
     row(
         "full-unread",

@@ -260,6 +260,47 @@ pub(crate) fn longest(guest: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// A waiter's stack leads from the lock to the system call or the kernel thread that it is in.
+fn stacks(report: &Report) -> Result<Vec<usize>> {
+    let mut depths = Vec::new();
+    for row in report.rows("worst") {
+        let stack = row["stack"].as_array().cloned().unwrap_or_default();
+        let frames: Vec<_> = stack.iter().filter_map(Value::as_str).collect();
+        let outermost = ["do_syscall_64", "kthread", "ret_from_fork"];
+        let leads = |frame: &&str| outermost.iter().any(|name| frame.starts_with(name));
+        ensure!(
+            frames.is_empty() || frames.iter().any(leads),
+            "the stack leads nowhere: {frames:?}"
+        );
+        ensure!(
+            !frames.iter().any(|frame| frame.ends_with("[bpf]")),
+            "programs are part of the stack: {frames:?}"
+        );
+        depths.push(frames.len());
+    }
+    ensure!(!depths.is_empty(), "nobody waited");
+    Ok(depths)
+}
+
+pub(crate) fn fentry_stacks(_: &mut Guest) -> Result<Outcome> {
+    let depths = stacks(&tool::recorded(&["--hooks", "fentry", "--stacks"])?)?;
+    ensure!(!depths.contains(&0), "a stack is missing: {depths:?}");
+    Ok(Outcome::Passed)
+}
+
+/// A return probe's stack can be unwound from 5.15 on.
+pub(crate) fn kprobe_stacks(guest: &mut Guest) -> Result<Outcome> {
+    let depths = stacks(&tool::recorded(&["--hooks", "kprobe", "--stacks"])?)?;
+    let old = guest.kernel_release().starts_with("5.10");
+    let missing = depths.iter().filter(|depth| **depth == 0).count();
+    ensure!(
+        (missing > 0) == old,
+        "{missing} of {} are missing",
+        depths.len()
+    );
+    Ok(Outcome::Passed)
+}
+
 pub(crate) fn left_out(_: &mut Guest) -> Result<Outcome> {
     let plan = tool::json(&["plan", "--no-inside", "--format", "json"])?;
     let programs = plan["programs"].as_array().context("no programs")?;
