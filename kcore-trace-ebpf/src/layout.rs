@@ -188,9 +188,11 @@ pub struct InsideCounters {
     /// Waits that ended with the lock in which the waiter left its CPU.
     pub sleeps: u64,
     pub sleep_ns: u64,
+    /// Acquisitions of the index that shared it with readers who held it already.
+    pub joined: u64,
 }
 
-const _: () = assert!(size_of::<InsideCounters>() == 56);
+const _: () = assert!(size_of::<InsideCounters>() == 64);
 
 /// Reads of /proc/kcore into one kind of destination, on all CPUs; cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

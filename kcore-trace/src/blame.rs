@@ -9,14 +9,14 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Intent, Kind, Lock};
+use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode};
 use serde::Serialize;
 
-use crate::model::{Blame, Header, Level, Measured};
+use crate::model::{Blame, CellKey, Header, Level, Measured};
 use crate::plan::Hooks;
 use crate::{units, words};
 
-/// The waits for one lock, by what waiter and holder would be under an rwsem: `read_by_write` is
+/// The waits for one lock that was waited for, or that readers shared, by what waiter and holder would be under an rwsem: `read_by_write` is
 /// what readers waited for writers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct BlameShares {
@@ -30,6 +30,18 @@ pub struct BlameShares {
     pub write_by_write: Part,
     /// The holder is not known.
     pub unknown: Part,
+    /// What an rwsem did save; null of a lock that is none, or where nobody looked.
+    pub saved: Option<Saved>,
+}
+
+/// What readers did not wait for each other, since the lock is an rwsem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Saved {
+    /// Acquisitions by readers.
+    pub acquisitions: u64,
+    /// Those that shared the lock with readers who held it already: with a spinlock each would have
+    /// waited for them.
+    pub joined: u64,
 }
 
 /// A part of the waits for a lock.
@@ -51,25 +63,52 @@ pub(crate) fn shares(
     if header.level != Level::Full || header.hooks != Hooks::Fentry.name() {
         return Err("holders are followed at level full by fentry only");
     }
-    fold(&header.kinds, measured).ok_or("recorded by a version that did not ask for holders")
+    fold(&header.kinds, header.inside, measured)
+        .ok_or("recorded by a version that did not ask for holders")
 }
 
-fn fold(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Option<Vec<BlameShares>> {
+/// What an rwsem saved of the waits of readers.
+fn saved(lock: Lock, measured: &Measured) -> Saved {
+    let shared = |key: &CellKey| key.lock == lock && key.mode == Mode::Shared;
+    let cells = measured.cells.iter().filter(|(key, _)| shared(key));
+    let inside = measured.inside.iter().filter(|(key, _)| shared(key));
+    Saved {
+        acquisitions: cells.map(|(_, cell)| cell.acquisitions).sum(),
+        joined: inside.map(|(_, inside)| inside.joined).sum(),
+    }
+}
+
+fn fold(
+    kinds: &BTreeMap<Lock, Kind>,
+    inside: bool,
+    measured: &Measured,
+) -> Option<Vec<BlameShares>> {
     let waits = measured.cells.values().any(|cell| cell.contended > 0);
     if waits && measured.blame.is_empty() {
         return None;
     }
-    let mut shares: BTreeMap<Lock, BlameShares> = BTreeMap::new();
-    for (key, &Blame { waits, wait_sum_ns }) in &measured.blame {
-        let of_lock = shares.entry(key.lock).or_insert_with(|| BlameShares {
-            lock: key.lock,
-            kind: kinds.get(&key.lock).copied(),
+    let nobody_waited = |lock| {
+        let saved = || saved(lock, measured);
+        BlameShares {
+            lock,
+            kind: kinds.get(&lock).copied(),
             read_by_read: Part::default(),
             read_by_write: Part::default(),
             write_by_read: Part::default(),
             write_by_write: Part::default(),
             unknown: Part::default(),
-        });
+            saved: (inside && is_shared_index(lock, kinds)).then(saved),
+        }
+    };
+    let mut shares: BTreeMap<Lock, BlameShares> = BTreeMap::new();
+    let index = nobody_waited(Lock::VmapArea);
+    if index.saved.is_some_and(|saved| saved.joined > 0) {
+        shares.insert(index.lock, index);
+    }
+    for (key, &Blame { waits, wait_sum_ns }) in &measured.blame {
+        let of_lock = shares
+            .entry(key.lock)
+            .or_insert_with(|| nobody_waited(key.lock));
         let holder = key.holder.map(|holder| holder.intent);
         let part = match (key.waiter.intent, holder) {
             (Intent::Read, Some(Intent::Read)) => &mut of_lock.read_by_read,
@@ -84,6 +123,11 @@ fn fold(kinds: &BTreeMap<Lock, Kind>, measured: &Measured) -> Option<Vec<BlameSh
     let mut shares: Vec<_> = shares.into_values().collect();
     shares.sort_by_key(|shares| (Reverse(shares.wait_sum_ns()), shares.lock));
     Some(shares)
+}
+
+/// Whether it is the index, and an rwsem.
+fn is_shared_index(lock: Lock, kinds: &BTreeMap<Lock, Kind>) -> bool {
+    lock == Lock::VmapArea && kinds.get(&lock) == Some(&Kind::Rwsem)
 }
 
 impl BlameShares {
@@ -103,6 +147,9 @@ impl BlameShares {
 
     /// Who waited for whom, in a sentence.
     pub(crate) fn sentence(&self) -> String {
+        if self.parts().iter().all(|(_, part)| part.waits == 0) {
+            return format!("{}: nobody waited", self.lock);
+        }
         let all = self.wait_sum_ns();
         let parts = self.parts();
         let happened = parts.iter().filter(|(_, part)| part.waits > 0);
@@ -123,10 +170,24 @@ impl BlameShares {
                 "An rwsem could save at most {share} of the time waited for {lock}: what readers \
                  waited for readers."
             )),
-            (Lock::VmapArea, Kind::Rwsem) => Some(format!(
-                "{lock} is an rwsem: readers still waited for readers {share} of the time, behind \
-                 a writer in the queue."
-            )),
+            (Lock::VmapArea, Kind::Rwsem) => {
+                let saved = self.saved.map_or(String::new(), |saved| {
+                    let Saved {
+                        acquisitions,
+                        joined,
+                    } = saved;
+                    format!(
+                        "it saved readers {}, {} of their acquisitions: they shared it with readers \
+                         who held it. ",
+                        units::counted(joined, "wait"),
+                        units::share(joined, acquisitions)
+                    )
+                });
+                Some(format!(
+                    "{lock} is an rwsem: {saved}Readers still waited for readers {share} of the \
+                     time, behind a writer in the queue."
+                ))
+            }
             _ => None,
         }
     }
@@ -136,10 +197,10 @@ impl BlameShares {
 mod tests {
     use std::collections::BTreeMap;
 
-    use kcore_trace_ebpf::words::{Mode, Op};
+    use kcore_trace_ebpf::words::Op;
 
     use super::*;
-    use crate::model::{BlameKey, Cell, CellKey, Purpose};
+    use crate::model::{BlameKey, Cell, Inside, Purpose};
 
     const LOOKS: Purpose = Purpose {
         intent: Intent::Read,
@@ -199,7 +260,7 @@ mod tests {
             (ADDS, Some(LOOKS), 30),
             (ADDS, Some(ADDS), 40),
         ];
-        let shares = fold(&kinds(Kind::Spinlock), &measured(&waits)).unwrap();
+        let shares = fold(&kinds(Kind::Spinlock), false, &measured(&waits)).unwrap();
         assert_eq!(
             shares[0].sentence(),
             "vmap_area_lock: readers for readers 10.0 %, readers for writers 20.0 %, writers for \
@@ -215,10 +276,43 @@ mod tests {
     #[test]
     fn an_rwsem_is_not_told_what_an_rwsem_could_save() {
         let waits = [(LOOKS, Some(ADDS), 3), (ADDS, None, 1)];
-        let shares = fold(&kinds(Kind::Rwsem), &measured(&waits)).unwrap();
+        let shares = fold(&kinds(Kind::Rwsem), false, &measured(&waits)).unwrap();
         assert_eq!(shares[0].unknown.wait_sum_ns, 1_000_000);
+        assert_eq!(shares[0].saved, None);
         let verdict = shares[0].verdict().unwrap();
         assert!(!verdict.contains("could save"), "{verdict}");
+    }
+
+    #[test]
+    fn an_rwsem_is_told_what_it_saved() {
+        let reader = CellKey {
+            lock: Lock::VmapArea,
+            mode: Mode::Shared,
+            intent: Intent::Read,
+            op: Op::Vread,
+        };
+        let cell = Cell {
+            acquisitions: 400,
+            ..Cell::default()
+        };
+        let inside = Inside {
+            joined: 100,
+            ..Inside::default()
+        };
+        let measured = Measured {
+            cells: [(reader, cell)].into(),
+            inside: [(reader, inside)].into(),
+            ..measured(&[(ADDS, Some(LOOKS), 3)])
+        };
+        let shares = fold(&kinds(Kind::Rwsem), true, &measured).unwrap();
+        assert_eq!(
+            shares[0].verdict().unwrap(),
+            "vmap_area_lock is an rwsem: it saved readers 100 waits, 25.0 % of their acquisitions: \
+             they shared it with readers who held it. Readers still waited for readers 0 % of the \
+             time, behind a writer in the queue."
+        );
+        let shares = fold(&kinds(Kind::Spinlock), true, &measured).unwrap();
+        assert_eq!(shares[0].saved, None);
     }
 
     #[test]
@@ -228,8 +322,8 @@ mod tests {
             cells: contended(),
             ..Measured::default()
         };
-        assert!(fold(&kinds, &older).is_none());
+        assert!(fold(&kinds, false, &older).is_none());
         let calm = Measured::default();
-        assert!(fold(&kinds, &calm).unwrap().is_empty());
+        assert!(fold(&kinds, false, &calm).unwrap().is_empty());
     }
 }

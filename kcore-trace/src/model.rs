@@ -110,6 +110,9 @@ pub struct Inside {
     pub sleeps: u64,
     /// Nanoseconds of waits that waiters were off their CPU.
     pub sleep_ns: u64,
+    /// Acquisitions of the index, where it is an rwsem, that shared it with readers who held it
+    /// already. Seen where holders are known.
+    pub joined: u64,
 }
 
 /// How reads of /proc/kcore copied to one kind of destination.
@@ -554,7 +557,7 @@ macro_rules! sums {
 sums! {
     Blame { waits, wait_sum_ns }
     Inside {
-        faults, fault_ns, switches, preemptions, off_cpu_ns, sleeps, sleep_ns,
+        faults, fault_ns, switches, preemptions, off_cpu_ns, sleeps, sleep_ns, joined,
     }
     Copies {
         reads, bytes, passes, pass_bytes, short_passes, fault_ins, faults, fault_ns,

@@ -491,7 +491,7 @@ macro_rules! sums {
 
 sums! {
     inside_of: InsideCounters => Inside {
-        faults, fault_ns, switches, preemptions, off_cpu_ns, sleeps, sleep_ns,
+        faults, fault_ns, switches, preemptions, off_cpu_ns, sleeps, sleep_ns, joined,
     }
     copies_of: CopyCounters => Copies {
         reads, bytes, passes, pass_bytes, short_passes, fault_ins, faults, fault_ns,

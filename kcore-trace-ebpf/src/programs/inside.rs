@@ -1,7 +1,7 @@
 //! What happens inside holds and waits: page faults that a holder takes, and the time that holders
-//! and waiters are off their CPU.
+//! and waiters are off their CPU; and who shares a lock with readers.
 //!
-//! In: switches between tasks, and page faults inside reads. Out: the counters of the cell of each
+//! In: switches between tasks, page faults inside reads, shared acquisitions. Out: the counters of the cell of each
 //! lock that the task holds. A fault or a switch inside two holds is counted in both.
 //!
 //! Invariant: a task that neither holds nor waits for one of our locks costs two look-ups when it
@@ -9,7 +9,7 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
 use kcore_trace_ebpf::layout::{HELD, Held, InsideCounters, Slot, state};
 
 use super::maps::INSIDE;
@@ -69,6 +69,25 @@ pub(crate) unsafe fn waited(held: *mut Held, cell: u32) {
         if let Some(counters) = INSIDE.get_ptr_mut(cell) {
             add(&raw mut (*counters).sleeps, 1);
             add(&raw mut (*counters).sleep_ns, slept_ns);
+        }
+    }
+}
+
+/// Where the count of readers begins in `rw_semaphore.count`, its first member
+/// (`kernel/locking/rwsem.c`, 5.3 to 7.3).
+const READER_SHIFT: u32 = 8;
+
+/// A lock was taken to be shared, under that cell: with whom, the lock itself tells, which counts the
+/// reader already.
+#[inline(always)]
+pub(crate) fn shared(address: u64, cell: u32) {
+    // SAFETY: the helper checks the address; counters are map values.
+    unsafe {
+        let count = bpf_probe_read_kernel(address as *const u64).unwrap_or(0);
+        if count >> (READER_SHIFT + 1) != 0
+            && let Some(counters) = INSIDE.get_ptr_mut(cell)
+        {
+            add(&raw mut (*counters).joined, 1);
         }
     }
 }

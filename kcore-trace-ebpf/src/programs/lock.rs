@@ -207,6 +207,12 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
         (*held).reader = reader;
         if taken.followed && blamed::counts() {
             holder::took(taken.address, index, reader);
+            if let Mode::Shared = taken.mode
+                && flags(flag::INSIDE) != 0
+                && taken.is(Lock::VmapArea)
+            {
+                inside::shared(taken.address, index);
+            }
         }
         become_held(slot, held, taken.followed);
     }

@@ -60,7 +60,7 @@ pub(super) fn matrix(header: &Header, measured: &Measured) -> Result<BlameMatrix
 
 /// The matrix for a person; nothing if nobody waited.
 pub(super) fn text(matrix: &BlameMatrix, columns: Option<u16>) -> Option<String> {
-    if matrix.rows.is_empty() {
+    if matrix.shares.is_empty() {
         return None;
     }
     let head = ["lock, waiter", "for", "waits", "wait total", "share"];
@@ -98,11 +98,13 @@ pub(super) fn text(matrix: &BlameMatrix, columns: Option<u16>) -> Option<String>
         .iter()
         .flat_map(|line| fitted(line, columns))
         .collect();
-    Some(format!(
-        "Who waited for whom: for the holder when the wait began\n\n{}\n\n{}",
-        table.trim_fmt(),
-        lines.join("\n")
-    ))
+    let lines = lines.join("\n");
+    Some(if matrix.rows.is_empty() {
+        lines
+    } else {
+        let table = table.trim_fmt();
+        format!("Who waited for whom: for the holder when the wait began\n\n{table}\n\n{lines}")
+    })
 }
 
 fn name(purpose: Purpose) -> String {

@@ -192,6 +192,7 @@ const INSIDE: Inside = Inside {
     off_cpu_ns: 5,
     sleeps: 6,
     sleep_ns: 7,
+    joined: 8,
 };
 
 const COPIES: Copies = Copies {

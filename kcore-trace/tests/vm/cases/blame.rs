@@ -113,7 +113,13 @@ pub(crate) fn readers(_: &mut Guest) -> Result<Outcome> {
             "{lock}: of {all} waits of readers {for_readers} were for readers, and others held it \
              {others} times"
         );
-        if report.era().starts_with("rwsem") && lock == report.index_lock() {
+        let saved = rows_of_shares(&report, lock);
+        let shared = report.era().starts_with("rwsem") && lock == report.index_lock();
+        ensure!(
+            saved.is_none_or(|joined| shared && joined > 0),
+            "{lock}: readers joined readers {saved:?} times"
+        );
+        if shared {
             ensure!(
                 all <= others * READER_THREADS + WHILE_READING,
                 "readers share {lock}, waited {all} times, and others held it {others} times"
@@ -123,6 +129,13 @@ pub(crate) fn readers(_: &mut Guest) -> Result<Outcome> {
     // Whatever the index lock is, up to 6.8 they take a mutex before it.
     ensure!(among_readers > 0, "no reader waited for a reader");
     Ok(Outcome::Passed)
+}
+
+/// How often readers shared a lock with readers; nothing where it is not an rwsem that was waited for.
+fn rows_of_shares(report: &Report, lock: &str) -> Option<u64> {
+    let mut shares = report.rows_of(&["blame", "shares"]);
+    let of_lock = shares.find(|row| row["lock"] == lock)?;
+    of_lock["saved"]["joined"].as_u64()
 }
 
 pub(crate) fn writers(guest: &mut Guest) -> Result<Outcome> {
