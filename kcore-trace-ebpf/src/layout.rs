@@ -321,6 +321,8 @@ pub mod audit {
 
     /// Stands for the lock of a row that counts calls of a function instead.
     pub const NO_LOCK: u64 = 15;
+    /// Stands in the programs for the variable with the preempt count; userspace replaces it.
+    pub const VARIABLE: u64 = 0x5072_6565_6d70_7443;
     /// Stands for the address of whichever function the op began with.
     pub const OP_FUNCTION: u64 = 0xffff;
     const _: () = assert!(Lock::COUNT <= NO_LOCK as usize && Op::COUNT <= 16);
@@ -332,6 +334,7 @@ pub mod audit {
     pub const SOFTIRQS_OFF: u64 = 0xfe00;
     pub const HARDIRQ: u64 = 0xf_0000;
     pub const NMI: u64 = 0xf0_0000;
+    pub const ALL: u64 = PREEMPT | SERVING_SOFTIRQ | SOFTIRQS_OFF | HARDIRQ | NMI;
 
     /// Says that words were seen at all.
     const SEEN: u64 = 1 << 63;
@@ -746,7 +749,14 @@ pub mod flag {
     pub const SPINLOCKS: usize = 6;
     /// The stacks of the longest waits are kept.
     pub const STACKS: usize = 7;
-    pub const COUNT: usize = 8;
+    /// A program may read the current task's memory by its type.
+    pub const TYPED_TASK: usize = 8;
+    /// Offset of the preempt count in the variable that [`audit::VARIABLE`] stands for, plus one; zero
+    /// where a program may not read it by its type.
+    ///
+    /// [`audit::VARIABLE`]: super::audit::VARIABLE
+    pub const COUNT_OFFSET: usize = 9;
+    pub const COUNT: usize = 10;
 }
 
 /// Bytes at the head of a function within which the call to its tracer returns.

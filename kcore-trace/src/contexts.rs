@@ -63,13 +63,20 @@ pub(crate) fn prepare(session: &mut Session, preempt_counts: PerCpu) -> Result<(
     Ok(())
 }
 
-/// Learns what the context of a task that may sleep looks like, and has the programs begin. True if
-/// this kernel counts what has preemption off.
+/// What can be told, once it is known what our own hooks look like.
+pub(crate) struct Told {
+    /// Whether this kernel counts what has preemption off.
+    pub(crate) preemption: bool,
+    /// Whether the depth of RCU read sections can be read: every hook is in one.
+    pub(crate) rcu: bool,
+}
+
+/// Learns what the context of a task that may sleep looks like, and has the programs begin.
 ///
 /// # Errors
 ///
 /// Nothing was seen of our own acquisitions, or the kernel refused to tell.
-pub(crate) fn calibrate(session: &mut Session, at_entry: bool) -> Result<bool> {
+pub(crate) fn calibrate(session: &mut Session, at_entry: bool) -> Result<Told> {
     let witness = bpf::current_task().context("failed to ask for our own task")?;
     write(
         session,
@@ -107,7 +114,10 @@ pub(crate) fn calibrate(session: &mut Session, at_entry: bool) -> Result<bool> {
     };
     write(session, state)?;
     log::debug!("a task that may sleep looks like this to our hooks: {state:x?}");
-    Ok(counted)
+    Ok(Told {
+        preemption: counted,
+        rcu: rcu > 0,
+    })
 }
 
 fn write(session: &mut Session, state: AuditState) -> Result<()> {

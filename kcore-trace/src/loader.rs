@@ -6,6 +6,7 @@
 //!
 //! Invariant: only programs of the plan are loaded. Maps are complete before the first attach.
 
+use std::borrow::Cow;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::thread;
@@ -17,8 +18,8 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
 use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::layout::{
-    HISTOGRAMS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, blame, block,
-    flag, node, read, text,
+    HISTOGRAMS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, audit, blame,
+    block, flag, node, read, text,
 };
 use kcore_trace_ebpf::words::{Context, Destination, Kind, Lock, Op, Source, cell};
 use log::Log;
@@ -28,10 +29,10 @@ use crate::contexts;
 use crate::counters::Counters;
 use crate::diagnostics;
 use crate::host;
-use crate::kernel::{Addresses, Facts};
+use crate::kernel::{Addresses, Facts, PerCpu, bpf};
 use crate::model::{Level, Missing};
 use crate::plan::{FoundBy, Hooks, Plan, PlannedHook};
-use crate::probes::{Attach, CGROUP_HELPER, program};
+use crate::probes::{Attach, CGROUP_HELPER, TASK_HELPER, program};
 use crate::syscall;
 
 /// The object that holds all programs.
@@ -136,26 +137,37 @@ impl Session {
         Ok(session)
     }
 
-    /// Has the audit begin, or notes why it does not.
+    /// Has the audit begin, or notes what it cannot see and why.
     fn calibrate_contexts(&mut self) {
         let at_entry = self.plan.hooks == Hooks::Kprobe;
-        let (hook, reason) = match contexts::calibrate(self, at_entry) {
-            Ok(true) => return,
-            Ok(false) => {
-                let unseen = Context::PreemptionOff;
-                self.plan.contexts.retain(|context| *context != unseen);
-                let reason = "this kernel does not count it (CONFIG_PREEMPT_COUNT is off)";
-                ("preemption off", reason.to_owned())
+        match contexts::calibrate(self, at_entry) {
+            Ok(told) => {
+                if !told.preemption {
+                    let reason = "this kernel does not count it (CONFIG_PREEMPT_COUNT is off)";
+                    self.cannot_tell(Context::PreemptionOff, "preemption off", reason);
+                }
+                if !told.rcu && self.plan.contexts.contains(&Context::Rcu) {
+                    let reason =
+                        "their depth cannot be read: it is zero where we know that it is not";
+                    self.cannot_tell(Context::Rcu, "RCU read sections", reason);
+                }
             }
             Err(error) => {
                 self.plan.contexts.clear();
-                ("audit", format!("{error:#}"))
+                self.miss("audit", format!("{error:#}"));
             }
-        };
-        self.plan.coverage.missing.push(Missing {
-            hook: hook.to_owned(),
-            reason,
-        });
+        }
+    }
+
+    fn cannot_tell(&mut self, context: Context, hook: &str, reason: &str) {
+        self.plan.contexts.retain(|seen| *seen != context);
+        self.miss(hook, reason.to_owned());
+    }
+
+    fn miss(&mut self, hook: &str, reason: String) {
+        let hook = hook.to_owned();
+        let missing = &mut self.plan.coverage.missing;
+        missing.push(Missing { hook, reason });
     }
 
     /// What the programs count.
@@ -283,10 +295,7 @@ impl Session {
             None => {
                 self.plan.programs.remove(index);
                 let reason = format!("the kernel refused the {}: {error:#}", hook.attach.name());
-                self.plan.coverage.missing.push(Missing {
-                    hook: hook.target.clone(),
-                    reason,
-                });
+                self.miss(&hook.target, reason);
             }
         }
         Ok(())
@@ -408,6 +417,10 @@ fn load_object(
         0 => 1,
         _ => cpus,
     };
+    let mut object = Cow::Borrowed(OBJECT);
+    if let Some(variable) = constants.preempt_count {
+        bpf::name_variable(object.to_mut(), audit::VARIABLE, variable);
+    }
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
@@ -435,7 +448,7 @@ fn load_object(
         .map_max_entries("WORST", inside(cpus))
         .map_max_entries("WORST_STACKS", with(flag::STACKS))
         .map_max_entries("AUDIT", with(flag::AUDIT))
-        .load(OBJECT)
+        .load(&object)
         .context("failed to create the maps")
 }
 
@@ -456,6 +469,8 @@ struct Constants {
     flags: [u64; flag::COUNT],
     reads: [u64; read::COUNT],
     cpus: u64,
+    /// The BTF id of the variable that has the preempt count, where it may be read by its type.
+    preempt_count: Option<u32>,
 }
 
 impl Constants {
@@ -479,7 +494,14 @@ impl Constants {
         constants.flags[flag::AT_ENTRY] = (full && plan.hooks == Hooks::Kprobe).into();
         constants.flags[flag::SPIN_RELEASES] = (full && spinlocks(true)).into();
         constants.flags[flag::INSIDE] = plan.sees_inside().into();
-        constants.flags[flag::AUDIT] = (!plan.contexts.is_empty()).into();
+        let audited = !plan.contexts.is_empty();
+        constants.flags[flag::AUDIT] = audited.into();
+        constants.flags[flag::TYPED_TASK] = facts.function(TASK_HELPER).symbols as u64;
+        let counts = addresses.preempt_count.filter(|_| audited);
+        if let Some((variable, offset)) = counts.and_then(PerCpu::typed) {
+            constants.preempt_count = Some(variable);
+            constants.flags[flag::COUNT_OFFSET] = offset + 1;
+        }
         constants.flags[flag::STACKS] = plan.stacks.into();
         constants.flags[flag::RCU_OFFSET] = facts.contexts.rcu_nesting.map_or(0, |at| at + 1);
         let spinlocks = plan.locks.iter();

@@ -229,6 +229,9 @@ pub const AUDIT: &[(&str, &str)] = &[("vfree", "avfree"), ("vfree_atomic", "avfr
 /// A helper of programs, absent in a kernel without cgroups.
 pub const CGROUP_HELPER: &str = "bpf_get_current_cgroup_id";
 
+/// A helper that gives the task with its type, from 5.11 on (`kernel/trace/bpf_trace.c`).
+pub const TASK_HELPER: &str = "bpf_get_current_task_btf";
+
 /// What a function of the lock primitives does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {

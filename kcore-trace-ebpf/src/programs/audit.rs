@@ -8,9 +8,11 @@
 //! Invariant: an acquisition is counted in one row, or as a miss: there is no row left, or an
 //! interrupt came while one was being written. Off, it costs nothing: the flag is a constant.
 
+use core::arch::asm;
+use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
 
-use aya_ebpf::helpers::generated::bpf_get_stack;
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_get_stack, bpf_this_cpu_ptr};
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, AUDIT_WAYS, AuditRow, AuditState, AuditTable, HELD, Slot, Stack,
@@ -51,8 +53,6 @@ pub(crate) struct Acquisition {
     pub(crate) site: u64,
     /// Whether the hook is on an acquired spinlock, which has preemption off.
     pub(crate) spins: bool,
-    /// Contexts that are known already: bits.
-    pub(crate) contexts: u64,
     /// [`spinlocks_held`].
     pub(crate) spinlocks: u64,
 }
@@ -71,11 +71,6 @@ fn above(a: u64, b: u64) -> u64 {
 
 const fn bit(context: Word, set: u64) -> u64 {
     set << context as u32
-}
-
-#[inline(always)]
-fn state() -> *mut AuditState {
-    AUDIT_STATE.get()
 }
 
 /// How many vmap locks the task holds that are spinlocks.
@@ -115,19 +110,18 @@ fn interrupts(ctx: Context) -> u64 {
     hidden(ctx.probe_flags()) >> 9 & 1
 }
 
-/// A lock was taken there, or will be.
+/// A lock was taken, or will be.
 #[inline(always)]
-pub(crate) fn acquired(ctx: Context, task: u64, acquisition: Acquisition) {
+pub(crate) fn acquired(caller: Caller, acquisition: Acquisition) {
     let Acquisition {
         how,
         site,
         spins,
-        contexts,
         spinlocks,
     } = acquisition;
-    let contexts = contexts | bit(Word::Spinlock, any(spinlocks));
+    let known = bit(Word::Spinlock, any(spinlocks)) | interrupts_off(caller);
     let beside = u64::from(spins) | spinlocks << 1;
-    count(ctx, task, site, how | beside << 32, contexts);
+    count(caller.context(), site, how | beside << 32, known);
 }
 
 /// An op began, seen by its own hook.
@@ -142,64 +136,136 @@ pub(crate) fn entered(caller: Caller, op: Op) {
 #[inline(always)]
 fn called(caller: Caller, function: u64, op: Op) {
     let how = audit::how(audit::NO_LOCK, Mode::Exclusive, false, op as u64);
-    // SAFETY: the helper has no preconditions.
-    let task = unsafe { bpf_get_current_task() };
-    count(
-        caller.context(),
-        task,
-        function,
-        how,
-        interrupts_off(caller),
-    );
+    count(caller.context(), function, how, interrupts_off(caller));
 }
 
-/// Counts under a key. One function of its own, which is verified apart.
+/// Counts at a site, in the contexts that are known and those that are seen here. How has above it
+/// whether the hook is on an acquired spinlock, and how many others the task holds.
+///
+/// A function of its own, which is verified apart. A call in a task that may sleep is not worth
+/// counting: ops are counted as such.
 #[inline(never)]
-fn count(ctx: Context, task: u64, site: u64, how: u64, known: u64) -> u64 {
-    let Some(cpu) = record::cpu() else { return 0 };
-    let Some(table) = maps::AUDIT.get_ptr_mut(cpu.id()) else {
+fn count(ctx: Context, site: u64, how: u64, known: u64) -> u64 {
+    let Some(table) = maps::AUDIT.get_ptr_mut(record::cpu_id()) else {
         return 0;
     };
-    let (spins, spinlocks) = (how >> 32 & 1, how >> 33 & 7);
+    let (how, spins, spinlocks) = (how & 0xffff_ffff, how >> 32 & 1, how >> 33);
     // SAFETY: the table is a map value, the state a static; the helpers check addresses.
     unsafe {
-        let preempt_count = read_half((*table).preempt_count_at);
-        let rcu = match flags(flag::RCU_OFFSET) {
-            0 => 0,
-            offset => read_half(task + offset - 1),
-        };
-        if read_volatile(&raw const (*state()).ready) == 0 {
-            if spins != 0 && task == read_volatile(&raw const (*state()).witness) {
-                write_volatile(
-                    &raw mut (*state()).seen,
-                    audit::words(preempt_count as u32, rcu as u32),
-                );
+        let preempt_count = preempt_count(table);
+        let rcu = rcu_depth();
+        let state = AUDIT_STATE.get();
+        if read_volatile(&raw const (*state).ready) == 0 {
+            if spins != 0 && bpf_get_current_task() == read_volatile(&raw const (*state).witness) {
+                let words = audit::words(preempt_count as u32, rcu as u32);
+                write_volatile(&raw mut (*state).seen, words);
             }
             return 0;
         }
-        let contexts = contexts(preempt_count, rcu, spins, spinlocks) | known;
-        let key = audit::key(site, how & 0x7fff, contexts);
-        if let Some(row) = row(table, key) {
-            add(&raw mut (*row).count, 1);
+        let spinning = read_volatile(&raw const (*state).spinning);
+        let sleeping = read_volatile(&raw const (*state).sleeping);
+        // What the task's own vmap spinlocks have off is told apart.
+        let base = choose(spins, spinning, sleeping) + spinlocks;
+        let no_rcu = read_volatile(&raw const (*state).rcu);
+        let contexts = told(preempt_count, base, rcu, no_rcu) | known;
+        if contexts == 0 && how & 15 == audit::NO_LOCK {
             return 0;
         }
+        let key = audit::key(site, how, contexts);
+        match row(table, key) {
+            Some(row) => add(&raw mut (*row).count, 1),
+            None => begin_row(ctx, table, key, contexts),
+        }
+    }
+    0
+}
+
+/// The first of its kind on this CPU.
+#[inline(always)]
+unsafe fn begin_row(ctx: Context, table: *mut AuditTable, key: u64, contexts: u64) {
+    // SAFETY: the caller passes a map value.
+    unsafe {
         if let Some(row) = free(table, key)
             && (*table).busy == 0
         {
             write_volatile(&raw mut (*table).busy, 1);
             // Whoever came in between has ended by now.
-            if read_volatile(&raw const (*row).key) == 0 {
+            let is_free = read_volatile(&raw const (*row).key) == 0;
+            if is_free {
                 (*row).count = 1;
                 (*row).stack = keep_stack(ctx, table, contexts);
                 write_volatile(&raw mut (*row).key, key);
-                write_volatile(&raw mut (*table).busy, 0);
-                return 0;
             }
             write_volatile(&raw mut (*table).busy, 0);
+            if is_free {
+                return;
+            }
+        }
+        record::miss(miss::NO_AUDIT_ROW);
+    }
+}
+
+/// What is beyond that of a task that may sleep; nearly always nothing.
+#[inline(always)]
+fn told(preempt_count: u64, base: u64, rcu: u64, no_rcu: u64) -> u64 {
+    let counts = preempt_count & audit::ALL;
+    if counts == base && rcu == no_rcu {
+        return 0;
+    }
+    let interrupt = bit(Word::Nmi, any(counts & audit::NMI))
+        | bit(Word::Hardirq, any(counts & audit::HARDIRQ))
+        | bit(Word::Softirq, any(counts & audit::SERVING_SOFTIRQ));
+    // An interrupt may not sleep, whatever it interrupted.
+    let is_task = any(interrupt) ^ 1;
+    let task = bit(Word::SoftirqsOff, any(counts & audit::SOFTIRQS_OFF))
+        | bit(Word::PreemptionOff, above(counts & audit::PREEMPT, base))
+        | bit(Word::Rcu, above(rcu, no_rcu));
+    interrupt | task * is_task
+}
+
+/// The preempt count of this CPU.
+#[inline(always)]
+unsafe fn preempt_count(table: *const AuditTable) -> u64 {
+    let offset = flags(flag::COUNT_OFFSET);
+    // SAFETY: the verifier knows the type of the variable, and checks the constant offset against it;
+    // or the helper checks the address, which is a map value.
+    unsafe {
+        if offset != 0 {
+            let variable: u64;
+            asm!("{0} = {1} ll", out(reg) variable, const audit::VARIABLE, options(pure, nomem, nostack));
+            read_typed(bpf_this_cpu_ptr(variable as *const c_void), offset)
+        } else {
+            read_half((*table).preempt_count_at)
         }
     }
-    record::miss(miss::NO_AUDIT_ROW);
-    0
+}
+
+/// The depth of RCU read sections of the current task; zero where it is not known.
+#[inline(always)]
+unsafe fn rcu_depth() -> u64 {
+    let offset = flags(flag::RCU_OFFSET);
+    if offset == 0 {
+        return 0;
+    }
+    // SAFETY: the verifier knows the type of the task, and checks the constant offset against it; or
+    // the helper checks the address.
+    unsafe {
+        if flags(flag::TYPED_TASK) != 0 {
+            read_typed(bpf_get_current_task_btf().cast(), offset)
+        } else {
+            read_half(bpf_get_current_task() + offset - 1)
+        }
+    }
+}
+
+/// Four bytes of what the verifier knows the type of, at an offset that is given plus one.
+#[inline(always)]
+unsafe fn read_typed(pointer: *const c_void, offset: u64) -> u64 {
+    // Hidden, so that the one is taken off before it becomes part of the pointer: some compilers in
+    // the kernel read zero at a negative offset.
+    let offset = hidden(offset - 1);
+    // SAFETY: the verifier checks the offset, which it knows, against the type.
+    unsafe { read_volatile(pointer.cast::<u8>().add(offset as usize).cast::<u32>()).into() }
 }
 
 /// Four bytes of kernel memory; zero where they can't be read.
@@ -208,34 +274,6 @@ unsafe fn read_half(address: u64) -> u64 {
     // SAFETY: the helper checks the address.
     let read = unsafe { bpf_probe_read_kernel(address as *const u32) };
     read.unwrap_or(0).into()
-}
-
-/// Without a branch, for the verifier.
-#[inline(always)]
-unsafe fn contexts(preempt_count: u64, rcu: u64, spins: u64, spinlocks: u64) -> u64 {
-    // SAFETY: the state is a static.
-    let (spinning, sleeping, no_rcu) = unsafe {
-        let state = state();
-        (
-            read_volatile(&raw const (*state).spinning),
-            read_volatile(&raw const (*state).sleeping),
-            read_volatile(&raw const (*state).rcu),
-        )
-    };
-    // What the task's own vmap spinlocks have off is told apart.
-    let base = choose(spins, spinning, sleeping) + spinlocks;
-    let interrupt = bit(Word::Nmi, any(preempt_count & audit::NMI))
-        | bit(Word::Hardirq, any(preempt_count & audit::HARDIRQ))
-        | bit(Word::Softirq, any(preempt_count & audit::SERVING_SOFTIRQ));
-    // An interrupt may not sleep, whatever it interrupted.
-    let is_task = any(interrupt) ^ 1;
-    let task = bit(Word::SoftirqsOff, any(preempt_count & audit::SOFTIRQS_OFF))
-        | bit(
-            Word::PreemptionOff,
-            above(preempt_count & audit::PREEMPT, base),
-        )
-        | bit(Word::Rcu, above(rcu, no_rcu));
-    interrupt | task * is_task
 }
 
 #[inline(always)]

@@ -95,10 +95,9 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// The site of an acquisition; one that is in no table is counted.
+/// The site of a return address; one that is in no table is counted.
 #[inline(always)]
-fn site(caller: Caller) -> Site {
-    let address = site::caller(caller);
+fn site(address: u64) -> Site {
     match site::of(address) {
         Some(site) => site,
         None => {
@@ -154,23 +153,53 @@ fn say_unknown(distance: u64) {
     );
 }
 
+/// What an acquisition is counted under.
+#[derive(Clone, Copy)]
+struct Class {
+    cell: u32,
+    /// The return address, where somebody asks for it.
+    site: u64,
+}
+
+/// The site of a caller whose return address was read, or else is read now.
 #[inline(always)]
-unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) -> u32 {
+fn site_of(read: u64, caller: Caller) -> Site {
+    if audit::looks() {
+        site(read)
+    } else {
+        site(site::caller(caller))
+    }
+}
+
+#[inline(always)]
+unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) -> Class {
+    // Only where it is asked for: to read who called is half of what an acquisition costs.
+    let read = if audit::looks() {
+        site::caller(caller)
+    } else {
+        0
+    };
     // SAFETY: the caller passes a map value.
     let op = unsafe {
         let sp = slot::stack_address(here);
         slot::live_op(slot, sp)
     };
-    if let Some(op) = op {
-        if let Some(intent) = intent_of(taken, op) {
-            return cell_of(taken, intent as u32, op);
+    let cell = match op {
+        Some(op) => {
+            let intent = match intent_of(taken, op) {
+                Some(intent) => intent as u32,
+                None => intent_at(taken, site_of(read, caller)),
+            };
+            cell_of(taken, intent, op)
         }
-        // Only here: reading who called is half of what an acquisition costs.
-        return cell_of(taken, intent_at(taken, site(caller)), op);
-    }
-    let site = site(caller);
-    let intent = intent_of(taken, site.op).map_or(intent_at(taken, site), |intent| intent as u32);
-    cell_of(taken, intent, site.op)
+        None => {
+            let site = site_of(read, caller);
+            let by_op = intent_of(taken, site.op);
+            let intent = by_op.map_or(intent_at(taken, site), |intent| intent as u32);
+            cell_of(taken, intent, site.op)
+        }
+    };
+    Class { cell, site: read }
 }
 
 /// The task owns the lock, or is about to without having met a slow path.
@@ -180,11 +209,12 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
     let Some(cpu) = record::cpu() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let index = cpu.forget(classify(slot, taken, here, caller));
+        let Class { cell, site } = classify(slot, taken, here, caller);
+        let index = cpu.forget(cell);
         let Some(counters) = cpu.cell(index) else {
             return;
         };
-        audited(slot, taken, index, caller);
+        audited(slot, taken, Class { cell: index, site }, caller);
         record::add(&raw mut (*counters).acquisitions, 1);
         node::acquired(cpu, index, taken.address);
         let reader = reader::current(slot, here);
@@ -220,22 +250,21 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
 
 /// Tells the audit where the lock was taken, or will be.
 #[inline(always)]
-unsafe fn audited(slot: *const Slot, taken: Taken, index: u32, caller: Caller) {
+unsafe fn audited(slot: *const Slot, taken: Taken, class: Class, caller: Caller) {
     if !audit::looks() {
         return;
     }
-    let op = index % Op::COUNT as u32;
+    let op = class.cell % Op::COUNT as u32;
     let how = layout::audit::how(taken.lock.into(), taken.mode, taken.tries, op.into());
     // SAFETY: the caller passes a map value.
     unsafe {
         let acquisition = Acquisition {
             how,
-            site: site::caller(caller),
+            site: class.site,
             spins: taken.spins,
-            contexts: audit::interrupts_off(caller),
             spinlocks: audit::spinlocks_held(slot),
         };
-        audit::acquired(caller.context(), (*slot).owner, acquisition);
+        audit::acquired(caller, acquisition);
     }
 }
 
@@ -260,12 +289,12 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let index = classify(slot, taken, here, caller);
-        audited(slot, taken, index, caller);
+        let class = classify(slot, taken, here, caller);
+        audited(slot, taken, class, caller);
         let Some(room) = slot::occupy(slot, taken.address, state::TRYING) else {
             return;
         };
-        (*room).cell = index;
+        (*room).cell = class.cell;
         (*room).reader = reader::current(slot, here);
         since_now(slot, room);
     }
@@ -386,7 +415,7 @@ pub(crate) fn failed(taken: Taken, here: Here, caller: Caller) {
     let Some(cpu) = record::cpu() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let index = cpu.forget(classify(slot, taken, here, caller));
+        let index = cpu.forget(classify(slot, taken, here, caller).cell);
         let Some(counters) = cpu.cell(index) else {
             return;
         };

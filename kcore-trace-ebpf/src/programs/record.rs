@@ -29,10 +29,16 @@ pub(crate) struct Cpu {
 /// The CPU that we are on.
 #[inline(always)]
 pub(crate) fn cpu() -> Option<Cpu> {
-    // SAFETY: the helper has no preconditions.
-    let id = unsafe { bpf_get_smp_processor_id() };
+    let id = cpu_id();
     let counters = COUNTERS.get_ptr_mut(id)?;
     Some(Cpu { id, counters })
+}
+
+/// Its number alone.
+#[inline(always)]
+pub(crate) fn cpu_id() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_smp_processor_id() }
 }
 
 impl Cpu {

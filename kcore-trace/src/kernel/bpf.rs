@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use aya_obj::generated::{
+    BPF_PSEUDO_BTF_ID,
     bpf_attach_type::{BPF_TRACE_FENTRY, BPF_TRACE_RAW_TP},
     bpf_cmd, bpf_insn,
     bpf_prog_type::{BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACING},
@@ -22,7 +23,7 @@ use crate::syscall;
 pub type Refusal = io::Error;
 
 /// What programs are attached to, by its BTF id.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Target {
     /// A function, by fentry.
     Function(u32),
@@ -52,6 +53,44 @@ pub fn try_read(target: Target) -> Result<(), Refusal> {
     .map(drop)
 }
 
+/// Whether a program can be loaded against that which reads a CPU's own variable by its type, at an
+/// offset.
+pub fn try_read_per_cpu(target: Target, variable: u32, offset: i16) -> Result<(), Refusal> {
+    load_tracing(
+        target,
+        &[
+            Instruction {
+                source: BPF_PSEUDO_BTF_ID as u8,
+                ..instruction(LOAD_CONSTANT, 1, 0, variable as i32)
+            },
+            instruction(0, 0, 0, 0),
+            instruction(CALL, 0, 0, THIS_CPU_PTR),
+            instruction(LOAD_HALF, 0, 0, 0).at(offset),
+            instruction(MOVE_CONSTANT, 0, 0, 0),
+            EXIT_PROGRAM,
+        ],
+    )
+    .map(drop)
+}
+
+/// Has all programs of an object load the address of a CPU's own variable, by its BTF id, where they
+/// load a constant that stands for it.
+pub fn name_variable(object: &mut [u8], constant: u64, variable: u32) {
+    // An instruction of two: code and registers, offset, lower half; the upper half alone.
+    for at in 0..object.len().saturating_sub(15) {
+        let [low, high] = [4, 12].map(|half| &object[at + half..at + half + 4]);
+        if object[at] == LOAD_CONSTANT
+            && object[at + 1] >> 4 == 0
+            && low == (constant as u32).to_le_bytes()
+            && high == ((constant >> 32) as u32).to_le_bytes()
+        {
+            object[at + 1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
+            object[at + 4..at + 8].copy_from_slice(&variable.to_le_bytes());
+            object[at + 12..at + 16].fill(0);
+        }
+    }
+}
+
 /// Whether kprobes exist and may be opened here.
 pub fn try_kprobe() -> Result<(), String> {
     const PMU: &str = "/sys/bus/event_source/devices/kprobe/type";
@@ -74,9 +113,10 @@ const SHIFT_RIGHT_CONSTANT: u8 = 0x77;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
-/// The helpers `bpf_get_current_task` and `bpf_probe_read_kernel`.
+/// The helpers `bpf_get_current_task`, `bpf_probe_read_kernel` and `bpf_this_cpu_ptr`.
 const GET_CURRENT_TASK: i32 = 35;
 const PROBE_READ_KERNEL: i32 = 113;
+const THIS_CPU_PTR: i32 = 154;
 
 /// An instruction: code, destination and source register, offset, constant.
 #[derive(Clone, Copy)]

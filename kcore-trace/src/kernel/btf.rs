@@ -69,6 +69,8 @@ pub struct Btf {
     enums: HashMap<String, HashMap<String, u32>>,
     /// With their ids.
     typedefs: HashMap<String, u32>,
+    /// With their ids.
+    variables: HashMap<String, u32>,
 }
 
 impl Btf {
@@ -101,6 +103,9 @@ impl Btf {
                 kind::TYPEDEF => {
                     btf.typedefs.entry((*name).to_owned()).or_insert(id);
                 }
+                kind::VAR => {
+                    btf.variables.entry((*name).to_owned()).or_insert(id);
+                }
                 _ => {}
             }
         }
@@ -125,6 +130,11 @@ impl Btf {
     /// The id of a typedef that was asked for.
     pub fn typedef(&self, name: &str) -> Option<u32> {
         self.typedefs.get(name).copied()
+    }
+
+    /// The id of a variable that was asked for: of those that each CPU has its own of.
+    pub fn variable(&self, name: &str) -> Option<u32> {
+        self.variables.get(name).copied()
     }
 
     /// Whether a typedef that was asked for exists.

@@ -224,7 +224,8 @@ impl Facts {
             vmap_block: block_layout(btf),
             reads: read_layout(btf),
             contexts: ContextLayout {
-                preempt_count: preempt_count(btf, symbols).is_some(),
+                preempt_count: symbols.address(PER_CPU_OFFSETS, None).is_some()
+                    && PREEMPT_COUNTS.iter().any(|name| symbols.count(name) > 0),
                 rcu_nesting: member(btf, "task_struct", "rcu_read_lock_nesting"),
             },
         })
@@ -332,6 +333,10 @@ pub struct PerCpu {
     symbol: u64,
     /// The array `__per_cpu_offset`.
     offsets: u64,
+    /// Its BTF id, and where in it the wanted member is.
+    variable: Option<(u32, u64)>,
+    /// A function to try programs against.
+    anchor: Option<Target>,
 }
 
 impl PerCpu {
@@ -344,16 +349,32 @@ impl PerCpu {
         let offset = bpf::peek(self.offsets + 8 * u64::from(cpu))?;
         Ok(self.symbol.wrapping_add(offset))
     }
+
+    /// The id of the variable and the offset in it, if a program may read it by its type.
+    pub fn typed(self) -> Option<(u32, u64)> {
+        let (id, offset) = self.variable?;
+        bpf::try_read_per_cpu(self.anchor?, id, offset as i16)
+            .inspect_err(|error| log::debug!("no reading of the preempt count by type: {error}"))
+            .ok()?;
+        Some((id, offset))
+    }
 }
 
 /// Where the preempt counts are: a variable of their own, or from 6.2 to 6.14 a member of another
 /// (`arch/x86/include/asm/current.h`).
 fn preempt_count(btf: &Btf, symbols: &Symbols) -> Option<PerCpu> {
-    let [own, hot] = PREEMPT_COUNTS.map(|name| symbols.address(name, None));
-    let of_hot = || Some(hot? + member(btf, PREEMPT_COUNTS[1], "preempt_count")?);
+    let [own, hot] = PREEMPT_COUNTS;
+    let own = symbols.address(own, None).map(|at| (own, at, 0));
+    let of_hot = || {
+        let offset = member(btf, hot, "preempt_count")?;
+        Some((hot, symbols.address(hot, None)?, offset))
+    };
+    let (name, at, offset) = own.or_else(of_hot)?;
     Some(PerCpu {
-        symbol: own.or_else(of_hot)?,
+        symbol: at + offset,
         offsets: symbols.address(PER_CPU_OFFSETS, None)?,
+        variable: btf.variable(name).map(|id| (id, offset)),
+        anchor: btf.function(ANCHOR).map(|it| Target::Function(it.id)),
     })
 }
 
@@ -411,6 +432,7 @@ fn wanted_types() -> HashSet<String> {
         "iov_iter",
         "seq_file",
         "task_struct",
+        PREEMPT_COUNTS[0],
         PREEMPT_COUNTS[1],
     ];
     let functions = function_names();
@@ -474,7 +496,7 @@ fn function_names() -> impl Iterator<Item = &'static str> {
         .chain(locks)
         .chain(probes::SEQUENCE)
         .chain(inside)
-        .chain([probes::CGROUP_HELPER])
+        .chain([probes::CGROUP_HELPER, probes::TASK_HELPER])
 }
 
 fn functions(btf: &Btf, symbols: &Symbols) -> BTreeMap<String, FunctionFact> {

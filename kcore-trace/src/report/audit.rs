@@ -29,7 +29,8 @@ pub struct AuditView {
     pub verdicts: Vec<Verdict>,
     /// By lock, those that forbid to sleep first.
     pub acquisitions: Vec<AuditRow>,
-    /// Calls of functions: where an op began (without a site), and those of vfree and vfree_atomic.
+    /// Calls where a task may not sleep: where an op began (without a site), and of vfree and
+    /// vfree_atomic.
     pub calls: Vec<AuditRow>,
 }
 
@@ -139,10 +140,14 @@ pub(super) fn text(report: &Report, columns: Option<u16>) -> Vec<String> {
         let title = "Where locks were taken, and in which context";
         blocks.push(format!("{title}\n\n{}", acquisitions(&view.acquisitions)));
     }
-    if !view.calls.is_empty() {
-        let title = "Where operations began, and what was freed";
-        blocks.push(format!("{title}\n\n{}", calls(&view.calls)));
-    }
+    blocks.push(match view.calls.as_slice() {
+        [] => "Every operation began where a task may sleep.".into(),
+        rows => {
+            let title =
+                "Operations that began, and frees that were asked for, where no task may sleep";
+            format!("{title}\n\n{}", calls(rows))
+        }
+    });
     blocks.extend(put_off(&view.calls));
     blocks.extend(stacks(view));
     blocks

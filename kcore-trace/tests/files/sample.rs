@@ -290,9 +290,7 @@ pub(crate) fn audited(seed: u64) -> Measured {
                 40,
             ),
             row(Some(Lock::Kclist), Op::Vread, "read_kcore+0x4c", &[], 310),
-            row(None, Op::Alloc, "", &[], 4100),
-            row(None, Op::Free, "", &[], 4080),
-            row(None, Op::Free, "vfree", &[], 4070),
+            row(None, Op::MapRam, "", &[Softirq], 7),
             row(None, Op::Free, "vfree", &[Hardirq], 10),
         ]),
         ..looked(seed)
