@@ -14,7 +14,7 @@ use kcore_trace::model::{
 };
 use kcore_trace::recording::RecordingWriter;
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
+use kcore_trace_ebpf::words::{Context, Intent, Kind, Lock, Mode, Op};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -744,6 +744,7 @@ fn every_reason_not_to_compare_is_given_at_once() {
     other.header.coverage.waits = WaitCoverage::SlowPath;
     other.header.coverage.holds = HoldCoverage::None;
     other.header.hooks = "kprobe".into();
+    other.header.contexts = vec![Context::Rcu];
     let [a, b] = [repeats(&spinlock(), 0..2), repeats(&other, 9..11)];
     let message = refusal(&a, &b).to_string();
     for reason in [
@@ -758,11 +759,12 @@ fn every_reason_not_to_compare_is_given_at_once() {
         "coverage: every acquisition against slow paths only",
         "coverage: every hold against no holds",
         "hooks: fentry against kprobe",
+        "hooks: without --audit against with --audit",
     ] {
         assert!(message.contains(reason), "{reason} is missing in {message}");
     }
     let comparison = anyway(&a, &b);
-    assert_eq!(comparison.warnings.len(), 10);
+    assert_eq!(comparison.warnings.len(), 11);
     let text = rendered(&comparison, Format::Text, Some(400));
     assert!(
         text.starts_with("WARNING     hardware: CPU model"),

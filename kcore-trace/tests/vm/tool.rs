@@ -136,8 +136,13 @@ fn recorded_command(flags: &[&str], command: &[&str]) -> Result<Report> {
     // For whoever reads the console of a failed boot.
     println!("{}", complaint(&output));
     ensure!(output.status.success(), "{}", complaint(&output));
-    let text = run(&["report", file])?;
-    println!("{}", String::from_utf8_lossy(&text.stdout));
+    let mut views = vec![vec!["report", file]];
+    if flags.contains(&"--audit") {
+        views.push(vec!["report", file, "--audit"]);
+    }
+    for view in views {
+        println!("{}", String::from_utf8_lossy(&run(&view)?.stdout));
+    }
     let report = report(&path);
     std::fs::remove_file(&path)?;
     report
