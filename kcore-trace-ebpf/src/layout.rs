@@ -258,7 +258,7 @@ pub const AUDIT_ROWS: usize = 128;
 /// Rows that are looked at for one key.
 pub const AUDIT_WAYS: usize = 8;
 /// Example stacks of the audit that each CPU keeps.
-pub const AUDIT_STACKS: usize = 24;
+pub const AUDIT_STACKS: usize = 48;
 /// Frames of a stack that is kept, those of the program and its trampoline among them.
 pub const STACK_FRAMES: usize = 24;
 

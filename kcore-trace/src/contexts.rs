@@ -42,7 +42,8 @@ struct State(AuditState);
 // SAFETY: a struct of integers without padding.
 unsafe impl Pod for State {}
 
-/// Tells the programs where each CPU has its preempt count; before anything is attached.
+/// Tells the programs where each CPU has its preempt count, where they cannot read it by its type;
+/// before anything is attached.
 ///
 /// # Errors
 ///

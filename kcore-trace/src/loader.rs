@@ -126,12 +126,15 @@ impl Session {
         };
         session.fill_sites(addresses)?;
         let preempt_counts = addresses.preempt_count;
-        let preempt_counts = preempt_counts.filter(|_| !session.plan.contexts.is_empty());
-        if let Some(preempt_counts) = preempt_counts {
+        let audits = !session.plan.contexts.is_empty();
+        if let Some(preempt_counts) = preempt_counts
+            && audits
+            && constants.preempt_count.is_none()
+        {
             contexts::prepare(&mut session, preempt_counts)?;
         }
         session.attach_all(addresses)?;
-        if preempt_counts.is_some() {
+        if audits {
             session.calibrate_contexts();
         }
         Ok(session)

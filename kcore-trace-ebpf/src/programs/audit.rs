@@ -136,11 +136,19 @@ pub(crate) fn entered(caller: Caller, op: Op) {
 #[inline(always)]
 fn called(caller: Caller, function: u64, op: Op) {
     let how = audit::how(audit::NO_LOCK, Mode::Exclusive, false, op as u64);
-    count(caller.context(), function, how, interrupts_off(caller));
+    // A probe has preemption off, as a spinlock has; also where all else is hooked by trampolines.
+    let beside = u64::from(matches!(caller, Caller::Probe(_)));
+    count(
+        caller.context(),
+        function,
+        how | beside << 32,
+        interrupts_off(caller),
+    );
 }
 
 /// Counts at a site, in the contexts that are known and those that are seen here. How has above it
-/// whether the hook is on an acquired spinlock, and how many others the task holds.
+/// whether the hook has preemption off, as one on an acquired spinlock, and how many others the task
+/// holds.
 ///
 /// A function of its own, which is verified apart. A call in a task that may sleep is not worth
 /// counting: ops are counted as such.
@@ -156,7 +164,11 @@ fn count(ctx: Context, site: u64, how: u64, known: u64) -> u64 {
         let rcu = rcu_depth();
         let state = AUDIT_STATE.get();
         if read_volatile(&raw const (*state).ready) == 0 {
-            if spins != 0 && bpf_get_current_task() == read_volatile(&raw const (*state).witness) {
+            let is_lock = how & 15 != audit::NO_LOCK;
+            if spins != 0
+                && is_lock
+                && bpf_get_current_task() == read_volatile(&raw const (*state).witness)
+            {
                 let words = audit::words(preempt_count as u32, rcu as u32);
                 write_volatile(&raw mut (*state).seen, words);
             }
@@ -317,7 +329,7 @@ unsafe fn free(table: *mut AuditTable, key: u64) -> Option<*mut AuditRow> {
     None
 }
 
-/// Keeps the stack as an example. The last third is for contexts that forbid to sleep.
+/// Keeps the stack as an example. Two thirds of the room are for contexts that forbid to sleep.
 #[inline(always)]
 unsafe fn keep_stack(ctx: Context, table: *mut AuditTable, contexts: u64) -> u64 {
     // SAFETY: the caller passes a map value; the index is inside the array, and the helper writes no
@@ -325,7 +337,7 @@ unsafe fn keep_stack(ctx: Context, table: *mut AuditTable, contexts: u64) -> u64
     unsafe {
         let used = hidden((*table).used_stacks);
         let room = match contexts {
-            0 => AUDIT_STACKS as u64 * 2 / 3,
+            0 => AUDIT_STACKS as u64 / 3,
             _ => AUDIT_STACKS as u64,
         };
         if used >= room || used >= AUDIT_STACKS as u64 {

@@ -57,7 +57,7 @@ pub(crate) static WORST: Array<WorstTable> = Array::with_max_entries(1, MAPPABLE
 #[map]
 pub(crate) static WORST_STACKS: Array<WorstStacks> = Array::with_max_entries(1, MAPPABLE);
 
-/// In which contexts locks are taken: 8 KiB for each CPU, or one that nothing writes.
+/// In which contexts locks are taken: 12 KiB for each CPU, or one that nothing writes.
 #[map]
 pub(crate) static AUDIT: Array<AuditTable> = Array::with_max_entries(1, MAPPABLE);
 

@@ -857,6 +857,7 @@ fn losses(state: &State) -> Samples<'_> {
         ("map-full", loss.map_full),
         ("unnamed-read", loss.unnamed_reads),
         ("unlisted-wait", loss.unlisted_waits),
+        ("unaudited-acquisition", loss.unaudited),
         ("unmatched-release", loss.unmatched_releases),
         ("unmatched-acquisition", loss.unmatched_acquisitions),
         ("unknown-site", loss.unknown_sites),

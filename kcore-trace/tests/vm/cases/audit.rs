@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::churn::equal;
 use crate::guest::{Guest, Outcome};
+use crate::load;
 use crate::tool::{self, Report};
 
 const FENTRY: &[&str] = &["--hooks", "fentry", "--audit"];
@@ -108,66 +109,88 @@ pub(crate) fn kprobe_contexts(guest: &mut Guest) -> Result<Outcome> {
 fn contexts(guest: &Guest, flags: &[&str], with_flags: &[&'static str]) -> Result<Outcome> {
     let module = guest.module("contexts")?;
     let find = symbol("find_vm_area")?;
-    let none: &[&str] = &[];
     let off_in_interrupts = [&["hardirq"], with_flags].concat();
-    for (context, wanted) in [
-        ("task", none),
+    let mut contexts: Vec<(&str, &[&str])> = vec![
         ("preempt", &["preemption-off"]),
         ("rcu", &["rcu"]),
         ("bh", &["softirqs-off"]),
-        ("irqs", with_flags),
         ("softirq", &["softirq"]),
         ("hardirq", &off_in_interrupts),
-    ] {
-        let parameters = [
+    ];
+    if !with_flags.is_empty() {
+        contexts.push(("irqs", with_flags));
+    }
+    let mut parameters = Vec::new();
+    for (context, _) in &contexts {
+        let load = [
             format!("find={find}"),
             format!("context={context}"),
             format!("loops={LOOPS}"),
         ];
-        let report = tool::recorded_module(flags, &module, &parameters)?;
-        let seen = taken(&report, |row| row["op"] == "find" && is_in(row, wanted));
-        // Loading the module looks areas up too.
-        let others = if wanted.is_empty() { 20 } else { 0 };
-        ensure!(
-            (LOOPS..=LOOPS + others).contains(&seen),
-            "{context}: {seen} of {LOOPS} look-ups {wanted:?}: {:?}",
-            atomic(&report, report.index_lock())
-        );
-        let verdict = verdict(&report, report.index_lock())?;
-        let legal = wanted.is_empty();
-        ensure!(
-            verdict["legal_as_mutex"] == legal && verdict["legal_as_rwsem"] == legal,
-            "{context}: {verdict}"
-        );
-        if !legal {
-            let rows = atomic(&report, report.index_lock());
-            let stack = rows.first().and_then(|row| row["stack"].as_array());
-            let frames = stack.map_or(&[][..], Vec::as_slice);
-            let has = |name: &str| {
-                let mut frames = frames.iter().filter_map(Value::as_str);
-                frames.any(|frame| frame.contains(name))
-            };
-            // The module is gone before anybody asks for its symbols.
-            ensure!(
-                has("find_vm") && !has("bpf_"),
-                "{context}: the example is {frames:?}"
-            );
-        }
+        parameters.extend(load);
+        parameters.push(load::THEN.into());
     }
+    parameters.extend([format!("find={find}"), format!("loops={LOOPS}")]);
+    let report = tool::recorded_module(flags, &module, &parameters)?;
+    let lock = report.index_lock();
+    let found = |row: &Value, contexts: &[&str]| {
+        row["lock"] == lock && row["op"] == "find" && is_in(row, contexts)
+    };
+    for (context, wanted) in &contexts {
+        let seen = taken(&report, |row| found(row, wanted));
+        equal(context, seen, LOOPS)?;
+        let rows = atomic(&report, lock);
+        let row = rows.iter().find(|row| found(row, wanted));
+        let stack = row.and_then(|row| row["stack"].as_array());
+        let mut frames = stack.into_iter().flatten().filter_map(Value::as_str);
+        // The module is gone before anybody asks for its symbols.
+        ensure!(
+            frames.any(|frame| frame.starts_with("find_vm")),
+            "{context}: the example is {stack:?}"
+        );
+    }
+    // Loading the module looks areas up too.
+    let in_tasks = taken(&report, |row| found(row, &[]));
+    ensure!(
+        in_tasks >= LOOPS,
+        "{in_tasks} of {LOOPS} look-ups in a task that may sleep"
+    );
+    let all: u64 = atomic(&report, lock)
+        .iter()
+        .map(|row| number(row, "count"))
+        .sum();
+    equal("atomic look-ups", all, LOOPS * contexts.len() as u64)?;
+    let verdict = verdict(&report, lock)?;
+    ensure!(
+        verdict["legal_as_mutex"] == false && verdict["legal_as_rwsem"] == false,
+        "{verdict}"
+    );
     Ok(Outcome::Passed)
 }
 
 pub(crate) fn deferred_frees(guest: &mut Guest) -> Result<Outcome> {
     let module = guest.module("contexts")?;
-    for (context, wanted) in [("softirq", ["softirq"]), ("hardirq", ["hardirq"])] {
-        let parameters = [format!("context={context}"), format!("loops={LOOPS}")];
-        let report = tool::recorded_module(FENTRY, &module, &parameters)?;
-        let freed = calls(&report, |row| row["site"] == "vfree" && is_in(row, &wanted));
-        equal("frees in an interrupt", freed, LOOPS)?;
-        // What is put off is freed by a task.
-        for verdict in report.rows_of(&["audit", "verdicts"]) {
-            ensure!(verdict["atomic"] == 0, "{verdict}");
-        }
+    let parameters = [
+        "context=softirq".into(),
+        format!("loops={LOOPS}"),
+        load::THEN.into(),
+        "context=hardirq".into(),
+        format!("loops={LOOPS}"),
+    ];
+    let report = tool::recorded_module(FENTRY, &module, &parameters)?;
+    // The kernel frees its own programs in softirqs too.
+    for (context, others) in [("softirq", 20), ("hardirq", 0)] {
+        let freed = calls(&report, |row| {
+            row["site"] == "vfree" && is_in(row, &[context])
+        });
+        ensure!(
+            (LOOPS..=LOOPS + others).contains(&freed),
+            "{freed} frees in a {context}, of which {LOOPS} are the load's"
+        );
+    }
+    // What is put off is freed by a task.
+    for verdict in report.rows_of(&["audit", "verdicts"]) {
+        ensure!(verdict["atomic"] == 0, "{verdict}");
     }
     Ok(Outcome::Passed)
 }
