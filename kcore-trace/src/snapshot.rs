@@ -70,6 +70,8 @@ pub struct Snapshots {
     worst: HashSet<(u64, u64)>,
     /// The counts of the audit's rows, by CPU and number.
     audit: HashMap<(usize, usize), u64>,
+    /// The audit's keys of which an example was handed on.
+    exemplified: HashSet<u64>,
     names: Names,
     /// Buckets of each series that was read, as they were.
     buckets: BTreeMap<usize, Box<Histogram>>,
@@ -100,6 +102,7 @@ impl Snapshots {
             begun_ns: 0,
             worst: HashSet::new(),
             audit: HashMap::new(),
+            exemplified: HashSet::new(),
             names: Names::default(),
             buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
@@ -117,6 +120,8 @@ impl Snapshots {
         self.counters.forget_extremes();
         self.begun_ns = monotonic_ns();
         self.read(session, true)?;
+        // Nobody keeps what was read, and with it the examples.
+        self.exemplified.clear();
         Ok(())
     }
 
@@ -388,14 +393,13 @@ impl Snapshots {
             if count > 0
                 && let Some(key) = self.audit_key(row.key)
             {
-                let stack = before
-                    .is_none()
-                    .then(|| self.counters.audit_stack(cpu, row.stack))
-                    .flatten();
                 let counted = audit.entry(key).or_default();
                 counted.count += count;
-                if counted.stack.is_empty() {
-                    counted.stack = self.names.frames(&stack.unwrap_or_default());
+                if !self.exemplified.contains(&row.key)
+                    && let Some(stack) = self.counters.audit_stack(cpu, row.stack)
+                {
+                    counted.stack = self.names.frames(&stack);
+                    self.exemplified.insert(row.key);
                 }
             }
         }

@@ -236,3 +236,31 @@ fn run(program: &[Instruction]) -> Result<u32, Refusal> {
     // SAFETY: the kernel has written this variant.
     Ok(unsafe { attr.test.retval })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_constant_that_stands_for_a_variable_gives_way_to_its_id() {
+        const CONSTANT: u64 = 0x1122_3344_5566_7788;
+        let load = |register: u8, constant: u64| {
+            let [low, high] = [constant as u32, (constant >> 32) as u32].map(u32::to_le_bytes);
+            [&[LOAD_CONSTANT, register, 0, 0], &low[..], &[0; 4], &high].concat()
+        };
+        let mut object = [
+            vec![7; 3],
+            load(1, CONSTANT),
+            load(2, CONSTANT + 1),
+            load(3, CONSTANT),
+        ]
+        .concat();
+        name_variable(&mut object, CONSTANT, 42);
+        let named = |register: u8| load(register | 3 << 4, 42);
+        assert_eq!(
+            object,
+            [vec![7; 3], named(1), load(2, CONSTANT + 1), named(3)].concat()
+        );
+        name_variable(&mut [], CONSTANT, 42);
+    }
+}

@@ -77,6 +77,12 @@ fn tasks(report: &Report) -> Result<Outcome> {
     for row in report.rows_of(&["audit", "acquisitions"]) {
         ensure!(row["site"].is_string(), "a site has no name: {row}");
     }
+    let mut allocations = report.rows_of(&["audit", "acquisitions"]);
+    ensure!(
+        allocations.any(|row| row["op"] == "alloc" && row["stack"].is_array()),
+        "no allocation has an example: {}",
+        report.0["audit"]
+    );
     // The kernel frees programs in softirqs; no operation begins there.
     let begun = calls(report, |row| row["site"].is_null());
     equal("operations that began where they must not", begun, 0)?;
