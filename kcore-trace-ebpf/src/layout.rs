@@ -188,7 +188,7 @@ pub struct InsideCounters {
     /// Waits that ended with the lock in which the waiter left its CPU.
     pub sleeps: u64,
     pub sleep_ns: u64,
-    /// Acquisitions of the index that shared it with readers who held it already.
+    /// Acquisitions of the index that shared it with other readers when they had it.
     pub joined: u64,
 }
 

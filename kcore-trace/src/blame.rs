@@ -16,8 +16,8 @@ use crate::model::{Blame, CellKey, Header, Level, Measured};
 use crate::plan::Hooks;
 use crate::{units, words};
 
-/// The waits for one lock that was waited for, or that readers shared, by what waiter and holder would be under an rwsem: `read_by_write` is
-/// what readers waited for writers.
+/// The waits for one lock that was waited for, or that readers shared, by what waiter and holder would
+/// be under an rwsem: `read_by_write` is what readers waited for writers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct BlameShares {
     #[serde(with = "crate::words")]
@@ -39,8 +39,9 @@ pub struct BlameShares {
 pub struct Saved {
     /// Acquisitions by readers.
     pub acquisitions: u64,
-    /// Those that shared the lock with readers who held it already: with a spinlock each would have
-    /// waited for them.
+    /// Those that shared the lock when they had it: with a spinlock each would have waited, but for
+    /// the first of readers that were woken together, and but for readers that were just giving way to
+    /// a writer. So that many waits it saved at most.
     pub joined: u64,
 }
 
@@ -177,8 +178,8 @@ impl BlameShares {
                         joined,
                     } = saved;
                     format!(
-                        "it saved readers {}, {} of their acquisitions: they shared it with readers \
-                         who held it. ",
+                        "it saved readers at most {}, {} of their acquisitions: those shared it with \
+                         other readers. ",
                         units::counted(joined, "wait"),
                         units::share(joined, acquisitions)
                     )
@@ -307,8 +308,8 @@ mod tests {
         let shares = fold(&kinds(Kind::Rwsem), true, &measured).unwrap();
         assert_eq!(
             shares[0].verdict().unwrap(),
-            "vmap_area_lock is an rwsem: it saved readers 100 waits, 25.0 % of their acquisitions: \
-             they shared it with readers who held it. Readers still waited for readers 0 % of the \
+            "vmap_area_lock is an rwsem: it saved readers at most 100 waits, 25.0 % of their \
+             acquisitions: those shared it with other readers. Readers still waited for readers 0 % of the \
              time, behind a writer in the queue."
         );
         let shares = fold(&kinds(Kind::Spinlock), true, &measured).unwrap();

@@ -5,24 +5,19 @@
 //! the kernel; so this task, which may sleep, takes a spinlock, and what its hook saw is what stands
 //! for that. Invariant: nothing is counted before that is known.
 
-use std::os::fd::{FromRawFd as _, OwnedFd};
-
 use anyhow::{Context as _, Result, ensure};
 use aya::Pod;
 use aya::maps::Array;
-use aya_obj::generated::{bpf_cmd, bpf_map_type::BPF_MAP_TYPE_ARRAY};
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, AuditRow, AuditState, AuditTable, STACK_FRAMES, audit,
 };
 
 use crate::kernel::{PerCpu, bpf};
 use crate::loader::Session;
-use crate::syscall;
+use crate::stress::maps;
 
 /// The map that the state's section becomes.
 const STATE: &str = ".bss.audit";
-/// An allocation that the kernel makes by vmalloc: more than `PAGE_SIZE << PAGE_ALLOC_COSTLY_ORDER`.
-const BYTES: u32 = 16 * 4096;
 /// A hook can be skipped, when an interrupt is in the same program on that CPU.
 const TRIES: usize = 10;
 
@@ -88,7 +83,9 @@ pub(crate) fn calibrate(session: &mut Session, at_entry: bool) -> Result<Told> {
     )?;
     let mut seen = 0;
     for _ in 0..TRIES {
-        allocate()?;
+        // Takes a spinlock of vmalloc, as this task.
+        let map = maps::create().context("failed to make a map")?;
+        drop(map);
         let map: Array<_, State> = session.array_mut(STATE)?;
         seen = map
             .get(&0, 0)
@@ -125,21 +122,4 @@ fn write(session: &mut Session, state: AuditState) -> Result<()> {
     let mut map = session.array_mut(STATE)?;
     map.set(0, State(state), 0)
         .context("failed to write the state of the audit")
-}
-
-/// Has the kernel allocate by vmalloc, for this task: an array map, which goes at once.
-fn allocate() -> Result<()> {
-    let mut attr = syscall::attributes();
-    // SAFETY: the variant of BPF_MAP_CREATE is the one that is passed below.
-    let args = unsafe { &mut attr.__bindgen_anon_1 };
-    args.map_type = BPF_MAP_TYPE_ARRAY as u32;
-    args.key_size = 4;
-    args.value_size = BYTES;
-    args.max_entries = 1;
-    // SAFETY: nothing is pointed to.
-    let fd = unsafe { syscall::bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) };
-    let fd = fd.context("failed to make a map")?;
-    // SAFETY: the kernel has just given us this descriptor.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok(())
 }

@@ -110,8 +110,8 @@ pub struct Inside {
     pub sleeps: u64,
     /// Nanoseconds of waits that waiters were off their CPU.
     pub sleep_ns: u64,
-    /// Acquisitions of the index, where it is an rwsem, that shared it with readers who held it
-    /// already. Seen where holders are known.
+    /// Acquisitions of the index, where it is an rwsem, that shared it with other readers when they had
+    /// it. Seen where holders are known.
     pub joined: u64,
 }
 

@@ -128,16 +128,19 @@ pub(crate) fn acquired(caller: Caller, acquisition: Acquisition) {
 #[inline(always)]
 pub(crate) fn entered(caller: Caller, op: Op) {
     if looks() {
-        called(caller, audit::OP_FUNCTION, op);
+        called(caller, audit::OP_FUNCTION, op, ONLY_ATOMIC);
     }
 }
 
+/// Among what stands above how: a task that may sleep is not worth counting.
+const ONLY_ATOMIC: u64 = 1 << 4;
+
 /// A function was called; a number stands for its address.
 #[inline(always)]
-fn called(caller: Caller, function: u64, op: Op) {
+fn called(caller: Caller, function: u64, op: Op, only: u64) {
     let how = audit::how(audit::NO_LOCK, Mode::Exclusive, false, op as u64);
     // A probe has preemption off, as a spinlock has; also where all else is hooked by trampolines.
-    let beside = u64::from(matches!(caller, Caller::Probe(_)));
+    let beside = u64::from(matches!(caller, Caller::Probe(_))) | only;
     count(
         caller.context(),
         function,
@@ -147,17 +150,17 @@ fn called(caller: Caller, function: u64, op: Op) {
 }
 
 /// Counts at a site, in the contexts that are known and those that are seen here. How has above it
-/// whether the hook has preemption off, as one on an acquired spinlock, and how many others the task
-/// holds.
+/// whether the hook has preemption off, as one on an acquired spinlock, how many others the task
+/// holds, and [`ONLY_ATOMIC`].
 ///
-/// A function of its own, which is verified apart. A call in a task that may sleep is not worth
-/// counting: ops are counted as such.
+/// A function of its own, which is verified apart.
 #[inline(never)]
 fn count(ctx: Context, site: u64, how: u64, known: u64) -> u64 {
     let Some(table) = maps::AUDIT.get_ptr_mut(record::cpu_id()) else {
         return 0;
     };
-    let (how, spins, spinlocks) = (how & 0xffff_ffff, how >> 32 & 1, how >> 33);
+    let (how, beside) = (how & 0xffff_ffff, how >> 32);
+    let (spins, spinlocks) = (beside & 1, beside >> 1 & 7);
     // SAFETY: the table is a map value, the state a static; the helpers check addresses.
     unsafe {
         let preempt_count = preempt_count(table);
@@ -180,7 +183,7 @@ fn count(ctx: Context, site: u64, how: u64, known: u64) -> u64 {
         let base = choose(spins, spinning, sleeping) + spinlocks;
         let no_rcu = read_volatile(&raw const (*state).rcu);
         let contexts = told(preempt_count, base, rcu, no_rcu) | known;
-        if contexts == 0 && how & 15 == audit::NO_LOCK {
+        if contexts == 0 && beside & ONLY_ATOMIC != 0 {
             return 0;
         }
         let key = audit::key(site, how, contexts);
@@ -362,10 +365,10 @@ unsafe fn keep_stack(ctx: Context, table: *mut AuditTable, contexts: u64) -> u64
 
 programs! {
     // void vfree(const void *)
-    "fentry" avfree_fe(ctx) { called(Caller::Entry(ctx), 0, Op::Free) }
-    "kprobe" avfree_kp(ctx) { called(Caller::Probe(ctx), 0, Op::Free) }
+    "fentry" avfree_fe(ctx) { called(Caller::Entry(ctx), 0, Op::Free, ONLY_ATOMIC) }
+    "kprobe" avfree_kp(ctx) { called(Caller::Probe(ctx), 0, Op::Free, ONLY_ATOMIC) }
 
-    // void vfree_atomic(const void *)
-    "fentry" avfreea_fe(ctx) { called(Caller::Entry(ctx), 1, Op::Free) }
-    "kprobe" avfreea_kp(ctx) { called(Caller::Probe(ctx), 1, Op::Free) }
+    // void vfree_atomic(const void *), which puts off whatever it is given
+    "fentry" avfreea_fe(ctx) { called(Caller::Entry(ctx), 1, Op::Free, 0) }
+    "kprobe" avfreea_kp(ctx) { called(Caller::Probe(ctx), 1, Op::Free, 0) }
 }

@@ -1,8 +1,8 @@
 //! What happens inside holds and waits: page faults that a holder takes, and the time that holders
 //! and waiters are off their CPU; and who shares a lock with readers.
 //!
-//! In: switches between tasks, page faults inside reads, shared acquisitions. Out: the counters of the cell of each
-//! lock that the task holds. A fault or a switch inside two holds is counted in both.
+//! In: switches between tasks, page faults inside reads, shared acquisitions. Out: the counters of the
+//! cell of each lock that the task holds. A fault or a switch inside two holds is counted in both.
 //!
 //! Invariant: a task that neither holds nor waits for one of our locks costs two look-ups when it
 //! leaves its CPU or comes back, and nothing is written.

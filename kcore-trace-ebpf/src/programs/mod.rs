@@ -10,8 +10,8 @@
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
 //! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those
 //! of single nodes, [`blame`] those of waiters by holder, which [`holder`] knows, [`reader`] those of
-//! processes that read, [`worst`] the longest waits, [`audit`] contexts; [`lock`] is the state machine of an
-//! acquisition; [`spin`], [`sleeping`], [`op`], [`read`], [`inside`] and [`tracepoint`] are the
+//! processes that read, [`worst`] the longest waits, [`audit`] contexts; [`lock`] is the state machine
+//! of an acquisition; [`spin`], [`sleeping`], [`op`], [`read`], [`inside`] and [`tracepoint`] are the
 //! programs, each a few lines that fetch arguments.
 
 use core::arch::asm;

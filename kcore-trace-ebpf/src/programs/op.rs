@@ -139,7 +139,7 @@ fn exit_block_scope(here: Here) {
 /// Declares the four programs of an op function, each named by function and attach type. The
 /// number tells the functions apart.
 macro_rules! op_function {
-    ($function:literal $op:ident $(, unless $skip:ident)?: $fentry:ident $fexit:ident $kprobe:ident $kretprobe:ident) => {
+    ($function:tt $op:ident $(, unless $skip:ident)?: $fentry:ident $fexit:ident $kprobe:ident $kretprobe:ident) => {
         programs! {
             "fentry" $fentry(ctx) {
                 $(if $skip(untyped(ctx)) { return 0; })?
@@ -182,9 +182,9 @@ fn is_null(address: u64) -> bool {
 }
 
 op_function!(1 Alloc: alloc_fe alloc_fx alloc_kp alloc_kr);
-op_function!(2 Free, unless is_null: vfree_fe vfree_fx vfree_kp vfree_kr);
+op_function!(VFREE Free, unless is_null: vfree_fe vfree_fx vfree_kp vfree_kr);
 op_function!(3 Free, unless is_null: vunmap_fe vunmap_fx vunmap_kp vunmap_kr);
-op_function!(4 Free, unless is_null: uvunmap_fe uvunmap_fx uvunmap_kp uvunmap_kr);
+op_function!(INNER_VFREE Free, unless is_null: uvunmap_fe uvunmap_fx uvunmap_kp uvunmap_kr);
 op_function!(5 Free: freearea_fe freearea_fx freearea_kp freearea_kr);
 op_function!(18 Free, unless is_null: iounmap_fe iounmap_fx iounmap_kp iounmap_kr);
 op_function!(6 Find: findvm_fe findvm_fx findvm_kp findvm_kr);

@@ -29,8 +29,8 @@ pub struct AuditView {
     pub verdicts: Vec<Verdict>,
     /// By lock, those that forbid to sleep first.
     pub acquisitions: Vec<AuditRow>,
-    /// Calls where a task may not sleep: where an op began (without a site), and of vfree and
-    /// vfree_atomic.
+    /// Calls where a task may not sleep: where an op began (without a site), and of vfree. And all
+    /// calls of vfree_atomic.
     pub calls: Vec<AuditRow>,
 }
 
@@ -140,13 +140,12 @@ pub(super) fn text(report: &Report, columns: Option<u16>) -> Vec<String> {
         let title = "Where locks were taken, and in which context";
         blocks.push(format!("{title}\n\n{}", acquisitions(&view.acquisitions)));
     }
-    blocks.push(match view.calls.as_slice() {
-        [] => "Every operation began where a task may sleep.".into(),
-        rows => {
-            let title =
-                "Operations that began, and frees that were asked for, where no task may sleep";
-            format!("{title}\n\n{}", calls(rows))
-        }
+    let atomic: Vec<_> = view.calls.iter().filter(|row| row.atomic).collect();
+    blocks.push(if atomic.is_empty() {
+        "No operation was seen to begin where no task may sleep.".into()
+    } else {
+        let title = "Operations that began, and frees that were asked for, where no task may sleep";
+        format!("{title}\n\n{}", calls(&atomic))
     });
     blocks.extend(put_off(&view.calls));
     blocks.extend(stacks(view));
@@ -311,7 +310,7 @@ fn acquisitions(rows: &[AuditRow]) -> String {
     table.trim_fmt().to_string()
 }
 
-fn calls(rows: &[AuditRow]) -> String {
+fn calls(rows: &[&AuditRow]) -> String {
     let head = ["called", "context", "times"];
     let mut table = new_table(head.map(String::from).to_vec());
     for row in rows {

@@ -42,8 +42,8 @@ struct UpdateAttr {
     flags: u64,
 }
 
-/// Makes an array map of [`ENTRIES`] pages.
-pub(super) fn create() -> io::Result<OwnedFd> {
+/// Makes an array map of [`ENTRIES`] pages: one vmalloc, by this task.
+pub(crate) fn create() -> io::Result<OwnedFd> {
     create_array(
         u32::try_from(page_bytes()).map_err(io::Error::other)?,
         ENTRIES,

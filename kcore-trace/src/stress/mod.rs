@@ -10,7 +10,7 @@
 
 mod crew;
 mod kcore;
-mod maps;
+pub(crate) mod maps;
 mod memory;
 mod signals;
 mod work;

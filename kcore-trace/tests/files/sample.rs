@@ -292,6 +292,7 @@ pub(crate) fn audited(seed: u64) -> Measured {
             row(Some(Lock::Kclist), Op::Vread, "read_kcore+0x4c", &[], 310),
             row(None, Op::MapRam, "", &[Softirq], 7),
             row(None, Op::Free, "vfree", &[Hardirq], 10),
+            row(None, Op::Free, "vfree_atomic", &[], 5),
         ]),
         ..looked(seed)
     }

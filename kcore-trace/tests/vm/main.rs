@@ -231,6 +231,12 @@ const CASES: &[Case] = &[
         .parallel()
         .for_every_type(),
     case(
+        "readers_share_the_index_where_it_is_an_rwsem",
+        blame::shared,
+    )
+    .parallel()
+    .for_every_type(),
+    case(
         "holders_are_known_only_where_acquisitions_are_seen_when_owned",
         blame::needs_ownership,
     ),
