@@ -506,6 +506,8 @@ pub struct Held {
     /// Nanoseconds of the wait that the task was off its CPU.
     pub slept_ns: u64,
     /// Process and thread of that holder, in the upper and the lower half; zero if it is not known.
+    /// While the lock is changing hands, the turn that is over, in the lower half, and in the upper one
+    /// the number of the slot that asked for the next holder before.
     pub holder_task: u64,
 }
 
@@ -545,7 +547,8 @@ pub struct ReadFrame {
 /// What is known of one task while it is in an op or near a lock.
 ///
 /// Written only by the task itself and by interrupts on top of it, which are over before the task
-/// goes on, so that nothing here needs to be atomic.
+/// goes on, so that nothing here needs to be atomic. The holder that it waits for is told by another
+/// task, once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Slot {
@@ -562,7 +565,9 @@ pub struct Slot {
     /// When the task left its CPU with locks held or waited for; zero if it did not.
     pub off_since_ns: u64,
     /// Whether it was preempted then.
-    pub preempted: u64,
+    pub preempted: u32,
+    /// Where the slot is among all, plus one.
+    pub number: u32,
     pub held: [Held; HELD],
 }
 

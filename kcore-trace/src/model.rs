@@ -80,7 +80,7 @@ pub struct BlameKey {
     pub lock: Lock,
     pub waiter: Purpose,
     /// Who held the lock when the wait began, or took it last where several share it; if it was just
-    /// changing hands then, who held it last before the wait ended. Nothing if that is not known.
+    /// changing hands then, who got it next. Nothing if that is not known.
     pub holder: Option<Purpose>,
 }
 

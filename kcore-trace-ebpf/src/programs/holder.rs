@@ -1,36 +1,55 @@
 //! Who holds a lock, for those who come to wait for it.
 //!
 //! In: acquisitions and releases that are seen when the lock is owned. Out: the purpose of whoever
-//! holds a lock, held it last, or took it last to share it, and which reader it is. A lock is found by a hash of its
-//! address; each place is one word that has the address as well, so that a lock is not taken for
-//! another.
+//! holds a lock, or took it last to share it, and which reader it is. Each acquisition is a turn. Who
+//! comes when a turn is over waits for the one that gets the lock next, and is told by that one. A
+//! lock is found by a hash of its address; what is known of its holder has the address as well, so
+//! that a lock is not taken for another.
 //!
-//! Invariant: of two locks with one place, the one that was written last is known, and of the other
+//! Invariant: of two locks with one place, the one that was taken last is known, and of the other
 //! the holder is unknown.
 
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use kcore_trace_ebpf::layout::{READERS, blame, flag};
-use kcore_trace_ebpf::words::cell;
+use kcore_trace_ebpf::layout::{Held, READERS, Slot, blame, flag, state};
+use kcore_trace_ebpf::words::{Mode, cell};
 
 use super::constants::flags;
-use super::hidden;
 use super::maps::Shared;
+use super::record::add_half;
+use super::{hidden, slot};
 
 const PLACES: usize = 256;
+/// How many are told of one turn.
+const TOLD: u32 = 16;
 
 /// A place of its own cache line: the holders of two locks do not disturb each other.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Place {
+    /// The number of the latest turn, twice, and one more when that turn is over.
+    latest: u32,
+    /// How many share it, by our own count: of two readers that leave together each would see the
+    /// other in the lock's.
+    sharing: u32,
+    /// The lock's name, and the reader and the cell of the latest turn.
     word: u64,
-    /// The task of the holder, written while the word says that there is none: who reads the same
-    /// word before and after it has read a pair.
+    /// The task of the latest turn.
     task: u64,
+    /// The number of the slot of the last task that asked who is next; zero if nobody does.
+    asking: u64,
 }
 
-static HOLDERS: Shared<[Place; PLACES]> = Shared::new([Place { word: 0, task: 0 }; PLACES]);
+const NEVER: Place = Place {
+    latest: 0,
+    sharing: 0,
+    word: 0,
+    task: 0,
+    asking: 0,
+};
+
+static HOLDERS: Shared<[Place; PLACES]> = Shared::new([NEVER; PLACES]);
 
 #[inline(always)]
 fn place(address: u64) -> *mut Place {
@@ -41,11 +60,9 @@ fn place(address: u64) -> *mut Place {
     unsafe { HOLDERS.get().cast::<Place>().add(index as usize) }
 }
 
-/// Its holder has released it; the rest stays, for those who came while it changed hands.
-const RELEASED: u64 = 1 << 31;
 /// Where the row of a reader begins, plus one: a cell and one fit below it.
 const READER_BITS: u32 = 9;
-const _: () = assert!(cell::COUNT < 1 << READER_BITS && READERS < 1 << (31 - READER_BITS));
+const _: () = assert!(cell::COUNT < 1 << READER_BITS && READERS < 1 << (32 - READER_BITS));
 
 /// Who holds a lock.
 #[derive(Clone, Copy)]
@@ -66,64 +83,163 @@ pub(crate) const UNKNOWN: Holder = Holder {
 
 /// The lock was taken, under that cell, by a reader if the number is not zero.
 #[inline(always)]
-pub(crate) fn took(address: u64, cell: u32, reader: u32) {
+pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u32) {
     let who = u64::from(reader) << READER_BITS | (u64::from(cell) + 1);
-    let word = blame::name(address) | who;
     let place = place(address);
-    // SAFETY: a place, each word of it written whole.
+    // SAFETY: a place, each word of it read and written whole.
     unsafe {
+        let latest = read_volatile(&raw const (*place).latest);
+        match mode {
+            Mode::Exclusive => write_volatile(&raw mut (*place).sharing, 0),
+            Mode::Shared => {
+                add_half(&raw mut (*place).sharing, 1);
+                // Others may hold it: what is being written is not to be read.
+                write_volatile(&raw mut (*place).latest, latest | 1);
+            }
+        }
+        write_volatile(&raw mut (*place).word, blame::name(address) | who);
         if flags(flag::INSIDE) != 0 {
-            write_volatile(&raw mut (*place).word, 0);
             write_volatile(&raw mut (*place).task, bpf_get_current_pid_tgid());
         }
-        write_volatile(&raw mut (*place).word, word);
+        write_volatile(&raw mut (*place).latest, ((latest >> 1) + 1) << 1);
+        if read_volatile(&raw const (*place).asking) != 0 {
+            answer(address);
+        }
     }
 }
 
-/// Its one holder releases it.
-#[inline(always)]
-pub(crate) fn left(address: u64) {
+/// Tells those who asked for the next holder, the last one first.
+#[inline(never)]
+fn answer(address: u64) -> u64 {
     let place = place(address);
-    // SAFETY: as above. A lock with the same place that is taken in between may be marked, or lose
-    // its place: then its waiters are put down to its last holder, or to nobody.
+    // SAFETY: a place, each word of it read and written whole.
     unsafe {
-        let word = read_volatile(&raw const (*place).word);
-        write_volatile(&raw mut (*place).word, word | RELEASED);
+        let mut asking = read_volatile(&raw const (*place).asking) as u32;
+        write_volatile(&raw mut (*place).asking, 0);
+        let over = (read_volatile(&raw const (*place).latest) >> 1).wrapping_sub(1);
+        let holder = read(place, address);
+        for _ in 0..TOLD {
+            let Some(slot) = slot::numbered(asking) else {
+                break;
+            };
+            let Some(waiting) = slot::held(slot, address, state::WAITING) else {
+                break;
+            };
+            let asked = (*waiting).holder_task;
+            if u32::from((*waiting).holder) != blame::UNKNOWN || asked as u32 != over {
+                break;
+            }
+            asking = (asked >> 32) as u32;
+            remember(waiting, holder);
+        }
+    }
+    0
+}
+
+/// A holder releases it: the turn is over, if nobody shares it any more.
+#[inline(always)]
+pub(crate) fn left(address: u64, mode: Mode) {
+    let place = place(address);
+    // SAFETY: as above. A turn of another lock with the same place may be marked: then who comes is
+    // told of the next one, or of nobody.
+    unsafe {
+        if let Mode::Shared = mode {
+            add_half(&raw mut (*place).sharing, u32::MAX);
+            if read_volatile(&raw const (*place).sharing) != 0 {
+                return;
+            }
+        }
+        let latest = read_volatile(&raw const (*place).latest);
+        write_volatile(&raw mut (*place).latest, latest | 1);
     }
 }
 
-/// Its holder.
+/// A task begins to wait: remembers for whom, or asks.
+///
+/// # Safety
+/// `held` lies in the slot, which is a map value.
 #[inline(always)]
-pub(crate) fn of(address: u64) -> Holder {
-    read(address, 0)
-}
-
-/// Its holder, or the one before: who has just waited for it waited for that one at the end.
-#[inline(always)]
-pub(crate) fn last(address: u64) -> Holder {
-    read(address, RELEASED)
-}
-
-#[inline(always)]
-fn read(address: u64, ignored: u64) -> Holder {
+pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
     let place = place(address);
-    // SAFETY: a place, each word of it read whole.
-    let [before, task, after] = unsafe {
-        [
+    // SAFETY: a place, each word of it read and written whole, and what the caller vouches for.
+    unsafe {
+        let latest = read_volatile(&raw const (*place).latest);
+        let holder = read(place, address);
+        let known = latest & 1 == 0 && u32::from(holder.purpose) != blame::UNKNOWN;
+        if known && latest == read_volatile(&raw const (*place).latest) {
+            return remember(held, holder);
+        }
+        let over = latest >> 1;
+        let before = read_volatile(&raw const (*place).asking);
+        remember(
+            held,
+            Holder {
+                task: before << 32 | u64::from(over),
+                ..UNKNOWN
+            },
+        );
+        write_volatile(&raw mut (*place).asking, (*slot).number.into());
+        // Who took it meanwhile may have seen nobody ask.
+        if read_volatile(&raw const (*place).latest) >> 1 != over {
+            remember(held, read(place, address));
+        }
+    }
+}
+
+/// For whom a task has waited that has the lock now. If nobody had it since it asked, it waited for
+/// a release.
+///
+/// # Safety
+/// `held` lies in a map value.
+#[inline(always)]
+pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
+    // SAFETY: the caller vouches for it; a place, each word of it read whole.
+    unsafe {
+        if u32::from((*held).holder) != blame::UNKNOWN {
+            return Holder {
+                purpose: (*held).holder,
+                reader: (*held).holding_reader,
+                task: (*held).holder_task,
+            };
+        }
+        let address = (*held).address;
+        let place = place(address);
+        let latest = read_volatile(&raw const (*place).latest) >> 1;
+        if latest == (*held).holder_task as u32 {
+            read(place, address)
+        } else {
+            UNKNOWN
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn remember(held: *mut Held, holder: Holder) {
+    // SAFETY: the caller passes a map value.
+    unsafe {
+        (*held).holder_task = holder.task;
+        (*held).holding_reader = holder.reader;
+        (*held).holder = holder.purpose;
+    }
+}
+
+#[inline(always)]
+unsafe fn read(place: *const Place, address: u64) -> Holder {
+    // SAFETY: the caller passes a place; each word of it is read whole.
+    let (word, task) = unsafe {
+        (
             read_volatile(&raw const (*place).word),
             read_volatile(&raw const (*place).task),
-            read_volatile(&raw const (*place).word),
-        ]
+        )
     };
-    let word = before & !ignored;
     let who = u64::from(word as u32);
-    if who == 0 || who >= RELEASED || word ^ who != blame::name(address) {
+    if who == 0 || word ^ who != blame::name(address) {
         return UNKNOWN;
     }
     let cell = (who & ((1 << READER_BITS) - 1)) - 1;
     Holder {
         purpose: blame::purpose(cell) as u16,
         reader: (who >> READER_BITS) as u16,
-        task: if before == after { task } else { 0 },
+        task,
     }
 }

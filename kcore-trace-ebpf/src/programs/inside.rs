@@ -98,7 +98,7 @@ fn switched_out(task: u64, preempted: u64) {
     // SAFETY: a map value; the helper has no preconditions.
     unsafe {
         if (*slot).in_use != 0 {
-            (*slot).preempted = preempted & 1;
+            (*slot).preempted = preempted as u32 & 1;
             (*slot).off_since_ns = bpf_ktime_get_ns();
         }
     }
@@ -116,7 +116,7 @@ fn switched_in(task: u64) {
         }
         (*slot).off_since_ns = 0;
         let off_ns = bpf_ktime_get_ns().wrapping_sub(since_ns);
-        let preempted = (*slot).preempted;
+        let preempted = (*slot).preempted.into();
         each_hold(slot, |counters| {
             add(&raw mut (*counters).switches, 1);
             add(&raw mut (*counters).preemptions, preempted);

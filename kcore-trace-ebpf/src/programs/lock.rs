@@ -18,7 +18,7 @@ use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 use super::audit::{self, Acquisition};
 use super::blame as blamed;
 use super::constants::{flags, kernel};
-use super::holder::{self, Holder};
+use super::holder;
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
@@ -236,7 +236,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
         (*held).cell = index;
         (*held).reader = reader;
         if taken.followed && blamed::counts() {
-            holder::took(taken.address, index, reader);
+            holder::took(taken.address, taken.mode, index, reader);
             if let Mode::Shared = taken.mode
                 && flags(flag::INSIDE) != 0
                 && taken.is(Lock::VmapArea)
@@ -372,15 +372,7 @@ unsafe fn wait_ended(
         }
         let mut holder = holder::UNKNOWN;
         if blamed::counts() {
-            // Unknown, if the lock was changing hands when the wait began.
-            holder = match (*held).holder.into() {
-                blame::UNKNOWN => holder::last((*held).address),
-                _ => Holder {
-                    purpose: (*held).holder,
-                    reader: (*held).holding_reader,
-                    task: (*held).holder_task,
-                },
-            };
+            holder = holder::blamed(held);
             blamed::waited(cpu, index, holder.purpose.into(), wait_ns);
             if flags(flag::INSIDE) != 0 {
                 reader::inflicted(holder.reader.into(), wait_ns);
@@ -441,7 +433,7 @@ pub(crate) fn slow_path(address: u64) {
                 (*held).state = state::WAITING;
             }
         } else {
-            wait_begins(slot, address, 0, holder::of(address));
+            wait_begins(slot, address, 0, blamed::counts());
         }
     }
 }
@@ -456,11 +448,11 @@ pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
     let cell = cpu.forget(cell_of(taken, intent, stack.op));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
-    unsafe { wait_begins(slot, taken.address, cell, holder::UNKNOWN) };
+    unsafe { wait_begins(slot, taken.address, cell, false) };
 }
 
 #[inline(always)]
-unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, holder: Holder) {
+unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: bool) {
     // SAFETY: the caller passes a map value.
     unsafe {
         let held = match slot::held(slot, address, state::WAITING) {
@@ -473,9 +465,9 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, holder: Holder) 
             }
         };
         (*held).cell = cell;
-        (*held).holder = holder.purpose;
-        (*held).holding_reader = holder.reader;
-        (*held).holder_task = holder.task;
+        if asks {
+            holder::ask(slot, held, address);
+        }
         since_now(slot, held);
     }
 }
@@ -573,11 +565,8 @@ fn try_release(address: u64, mode: Mode, end_ns: u64) -> bool {
         hold_ended(held, end_ns);
         slot::vacate(slot, held);
     }
-    // Others may still share it with the one that took it last.
-    if let Mode::Exclusive = mode
-        && blamed::counts()
-    {
-        holder::left(address);
+    if blamed::counts() {
+        holder::left(address, mode);
     }
     true
 }
@@ -619,7 +608,7 @@ pub(crate) fn downgrade(taken: Taken) {
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         if blamed::counts() {
-            holder::took(taken.address, index, (*held).reader);
+            holder::took(taken.address, taken.mode, index, (*held).reader);
         }
         (*held).cell = index;
         (*held).since_ns = now();

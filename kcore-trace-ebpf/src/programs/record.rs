@@ -130,7 +130,7 @@ impl Cpu {
             // SAFETY: the bucket is inside the histogram.
             unsafe {
                 let counter = histogram.cast::<u32>().add(bucket as usize);
-                atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, 1);
+                add_half(counter, 1);
             }
         }
     }
@@ -154,6 +154,16 @@ fn exponent(byte: u64) -> u64 {
 pub(crate) unsafe fn add(counter: *mut u64, value: u64) {
     // SAFETY: the caller says that the pointer is valid; map values are aligned to eight bytes.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, value) };
+}
+
+/// Adds to a word of four bytes.
+///
+/// # Safety
+/// `word` is one in a map value, aligned to its size.
+#[inline(always)]
+pub(crate) unsafe fn add_half(word: *mut u32, value: u32) {
+    // SAFETY: the caller says that the pointer is valid.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(word, value) };
 }
 
 /// Counts something that could not be counted as it should.

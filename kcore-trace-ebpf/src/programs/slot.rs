@@ -64,6 +64,12 @@ pub(crate) fn of(task: u64) -> Option<*mut Slot> {
     None
 }
 
+/// The slot with that number.
+#[inline(always)]
+pub(crate) fn numbered(number: u32) -> Option<*mut Slot> {
+    TASKS.get_ptr_mut(number.wrapping_sub(1))
+}
+
 /// The slot of the current task, a new one if need be.
 #[inline(always)]
 pub(crate) fn claim() -> Option<*mut Slot> {
@@ -86,6 +92,7 @@ fn take_over() -> Option<*mut Slot> {
             if is_idle(slot) || now.wrapping_sub((*slot).touched_ns) > ABANDONED_NS {
                 clear(slot);
                 (*slot).touched_ns = now;
+                (*slot).number = (first | way) + 1;
                 (*slot).owner = task;
                 return Some(slot);
             }

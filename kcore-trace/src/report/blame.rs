@@ -1,8 +1,8 @@
 //! Who waited for whom: rows of a report, and their table for a person.
 //!
 //! In comes what was measured; out come rows, and under them what readers and writers waited for
-//! each other. The holder is the one at the beginning of a wait, or the last one if the lock was
-//! just changing hands; who came between has no part of its own. Invariant: a holder that is not
+//! each other. The holder is the one at the beginning of a wait, or the next one if the lock was
+//! just changing hands; who came after has no part of its own. Invariant: a holder that is not
 //! known is a row of its own, and all rows of a lock have the time that was waited for it.
 
 use std::cmp::Reverse;

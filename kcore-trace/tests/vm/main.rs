@@ -8,6 +8,7 @@ mod bench;
 mod cases;
 mod guest;
 mod load;
+mod reference;
 mod script;
 mod tool;
 
@@ -233,6 +234,12 @@ const CASES: &[Case] = &[
     case(
         "readers_share_the_index_where_it_is_an_rwsem",
         blame::shared,
+    )
+    .parallel()
+    .for_every_type(),
+    case(
+        "the_shares_of_readers_and_writers_are_those_of_a_reference",
+        blame::as_the_reference,
     )
     .parallel()
     .for_every_type(),

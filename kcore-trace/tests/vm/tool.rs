@@ -11,8 +11,8 @@ use std::sync::Mutex;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::guest;
 use crate::load as load_module;
+use crate::{guest, reference};
 
 /// Where the tool of this binary can be run from.
 pub(crate) const EXE: &str = "/proc/self/exe";
@@ -110,6 +110,12 @@ fn record(flags: &[&str]) -> Result<Report> {
 /// Records a load of `stress` with these flags.
 pub(crate) fn recorded_load(flags: &[&str], load: &[&str]) -> Result<Report> {
     let command = [&[guest::TOOL, "stress"], load].concat();
+    recorded_command(flags, &command)
+}
+
+/// The same, with the events of the reference on meanwhile.
+pub(crate) fn recorded_watched(flags: &[&str], load: &[&str]) -> Result<Report> {
+    let command = [&[reference::WATCHED, "stress"], load].concat();
     recorded_command(flags, &command)
 }
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::churn::{FENTRY, KPROBE};
 use crate::guest::{Guest, Outcome};
+use crate::reference::{Reference, Shares};
 use crate::tool::{self, Report};
 
 /// Waits that end between the two reads of cells and holders.
@@ -149,6 +150,75 @@ pub(crate) fn shared(_: &mut Guest) -> Result<Outcome> {
         "readers joined readers {joined} times"
     );
     Ok(Outcome::Passed)
+}
+
+/// Only readers; only writers; one slow reader among writers.
+const WATCHED_LOADS: [&[&str]; 3] = [
+    &["--kcore", "4", "--ops", "300"],
+    &["--maps", "4", "--ops", "300"],
+    &["--vmallocinfo", "1", "--maps", "3", "--ops", "300"],
+];
+
+/// By how much a share may differ from the reference's, in parts of the time waited.
+const SHARE: f64 = 0.02;
+
+pub(crate) fn as_the_reference(_: &mut Guest) -> Result<Outcome> {
+    if !Reference::sees_releases()? {
+        return no_holder_is_guessed();
+    }
+    let mut waits = 0;
+    for load in WATCHED_LOADS {
+        let reference = Reference::new()?;
+        let report = tool::recorded_watched(&["--hooks", "fentry"], load)?;
+        waits += agree(&report, &reference.shares()?)?;
+    }
+    ensure!(waits > 0, "nobody waited");
+    Ok(Outcome::Passed)
+}
+
+/// A kernel that inlines the release of a spinlock (5.10) shows nobody how long it is held.
+fn no_holder_is_guessed() -> Result<Outcome> {
+    let report = recorded(WRITERS)?;
+    let index = report.index_lock();
+    let all = waited(&report, index, |_| true);
+    let unknown = waited(&report, index, |row| row["holder"].is_null());
+    ensure!(
+        all == unknown,
+        "{all} ns waited, {unknown} of them for somebody unknown"
+    );
+    Ok(Outcome::Passed)
+}
+
+/// How many waits for the index the reference saw, if the tool shares them out in the same way.
+fn agree(report: &Report, reference: &Shares) -> Result<u64> {
+    let index = report.index_lock();
+    let of_index = |row: &&Value| row["lock"] == index;
+    let row = report.rows_of(&["blame", "shares"]).find(of_index);
+    let row = row.unwrap_or(&Value::Null);
+    let total = report.rows("lock_totals").find(of_index);
+    let longest = total.map_or(0, |total| number(&total["wait"], "max_ns"));
+
+    let all = waited(report, index, |_| true).max(1) as f64;
+    let (reference_all, waits) = reference.sum();
+    for (name, theirs) in reference.by_name() {
+        let share = number(&row[name], "wait_sum_ns") as f64 / all;
+        let reference_share = theirs.time as f64 / reference_all.max(1) as f64;
+        let ours = number(&row[name], "waits");
+        println!(
+            "{index}, {name}: {share:.4} of {ours} waits, {reference_share:.4} of {}",
+            theirs.waits
+        );
+        // A wait that begins as the lock is released may be put down to either; one long wait can
+        // be more than all that is allowed.
+        ensure!(
+            (share - reference_share).abs() <= SHARE + longest as f64 / all
+                && ours.abs_diff(theirs.waits) <= waits / 50 + WHILE_READING,
+            "{index}, {name}: {share:.3} of the time waited, {ours} waits; by the reference \
+             {reference_share:.3}, {} waits",
+            theirs.waits
+        );
+    }
+    Ok(waits)
 }
 
 pub(crate) fn writers(guest: &mut Guest) -> Result<Outcome> {
