@@ -23,7 +23,7 @@ pub const HELD: usize = 6;
 pub const FRAMES: usize = 16;
 
 /// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
-pub const HISTOGRAMS: u32 = 98;
+pub const HISTOGRAMS: u32 = 97;
 
 /// The histogram of each series, plus one; zero for none.
 pub type HistogramOf = [u32; series::COUNT];
@@ -154,6 +154,12 @@ pub mod blame {
         address >> SPINLOCK_BITS << 32
     }
 
+    /// A turn of a lock, never zero.
+    #[inline(always)]
+    pub const fn turn(address: u64, number: u16) -> u64 {
+        name(address) | 1 << 16 | number as u64
+    }
+
     /// The purpose of a cell.
     #[inline(always)]
     pub const fn purpose(cell: u64) -> u64 {
@@ -248,10 +254,12 @@ pub struct WorstTable {
     pub least_ns: u64,
     /// Not zero while one is being written.
     pub busy: u64,
+    /// When a holder last left its stack on this CPU.
+    pub left_ns: u64,
     pub waits: [WorstWait; WORST],
 }
 
-const _: () = assert!(size_of::<WorstTable>() == 16 + 64 * WORST);
+const _: () = assert!(size_of::<WorstTable>() == 24 + 64 * WORST);
 
 /// Rows of the audit that each CPU has; a power of two.
 pub const AUDIT_ROWS: usize = 128;
@@ -265,8 +273,20 @@ pub const STACK_FRAMES: usize = 24;
 /// Return addresses, the innermost first; zeros behind the last.
 pub type Stack = [u64; STACK_FRAMES];
 
-/// The stacks of the longest waits of a CPU, at the same places.
-pub type WorstStacks = [Stack; WORST];
+/// The stacks of the longest waits of a CPU, at the same places: the waiter's and the holder's.
+pub type WorstStacks = [[Stack; 2]; WORST];
+
+/// Stacks of holders that are kept until their waiters have the lock; a power of two.
+pub const HOLDER_STACKS: usize = 1024;
+
+/// Where a holder released a lock that others waited for.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct HolderStack {
+    /// [`blame::turn`]; zero while it is being written.
+    pub turn: u64,
+    pub stack: Stack,
+}
 
 /// Acquisitions at one site in one context on one CPU; cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -502,7 +522,10 @@ pub struct Held {
     /// The row of that holder among readers, plus one; zero if it was none.
     pub holding_reader: u16,
     /// The row of the task itself, plus one; zero if it reads nothing.
-    pub reader: u32,
+    pub reader: u16,
+    /// Which turn of the lock is that of the holder waited for, or, of a lock that is held, its own:
+    /// the lower half of its number.
+    pub turn: u16,
     /// Nanoseconds of the wait that the task was off its CPU.
     pub slept_ns: u64,
     /// Process and thread of that holder, in the upper and the lower half; zero if it is not known.
@@ -810,7 +833,7 @@ mod tests {
 
     use super::node::{counters, number, reciprocal};
     use super::{
-        AuditTable, BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, Stack, WORST,
+        AuditTable, BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstStacks,
         WorstTable, audit, blame, node, reader,
     };
     use crate::words::{self, Lock, Mode, Op, Source};
@@ -860,7 +883,7 @@ mod tests {
         let nodes = 128 * node::LOCKS.len() * size_of::<NodeCounters>();
         let blame = blame::COUNT * size_of::<BlameCounters>();
         let histograms = HISTOGRAMS as usize * size_of::<Histogram>();
-        let worst = size_of::<WorstTable>() + WORST * size_of::<Stack>();
+        let worst = size_of::<WorstTable>() + size_of::<WorstStacks>();
         let audit = size_of::<AuditTable>();
         let all = size_of::<CpuCounters>() + nodes + blame + histograms + worst + audit;
         assert!(all <= 512 << 10, "{all} bytes");

@@ -114,8 +114,8 @@ struct MoreArgs {
     /// sleep. Needs level full, by fentry or kprobe
     #[arg(long)]
     audit: bool,
-    /// Also keep the kernel stacks of the longest waits' waiters. Needs level full, by fentry or
-    /// kprobe
+    /// Also keep the kernel stacks of the longest waits: the waiters' and, by fentry, the holders'.
+    /// Needs level full, by fentry or kprobe
     #[arg(long, conflicts_with = "no_inside")]
     stacks: bool,
 }

@@ -188,8 +188,8 @@ impl Counters {
     }
 
     /// The longest waits of each CPU, as far as none is being written; nothing where they are not
-    /// looked at. Stacks are zeros where they are not kept.
-    pub fn worst(&self) -> impl Iterator<Item = (WorstWait, Stack)> {
+    /// looked at. The stacks of waiter and holder are zeros where they are not kept.
+    pub fn worst(&self) -> impl Iterator<Item = (WorstWait, [Stack; 2])> {
         let tables = self.worst.iter().take(self.inside_len(self.looked_at));
         let whole = tables.enumerate().filter_map(|(cpu, table)| {
             // Where none are kept, the map has one value for all.
@@ -197,7 +197,7 @@ impl Counters {
             // SAFETY: values of the maps, plain integers.
             unsafe {
                 let waits = read_volatile(&raw const (*table).waits);
-                let stacks = stacks.map_or([Stack::default(); WORST], |at| read_volatile(at));
+                let stacks = stacks.map_or([[Stack::default(); 2]; WORST], |at| read_volatile(at));
                 let idle = read_volatile(&raw const (*table).busy) == 0;
                 let same = read_volatile(&raw const (*table).waits) == waits;
                 (idle && same).then(|| waits.into_iter().zip(stacks))

@@ -18,8 +18,8 @@ use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
 use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::layout::{
-    HISTOGRAMS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address, audit, blame,
-    block, flag, node, read, text,
+    HISTOGRAMS, HOLDER_STACKS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address,
+    audit, blame, block, flag, node, read, text,
 };
 use kcore_trace_ebpf::words::{Context, Destination, Kind, Lock, Op, Source, cell};
 use log::Log;
@@ -420,6 +420,10 @@ fn load_object(
         0 => 1,
         _ => cpus,
     };
+    let holder_stacks = match constants.flags[flag::STACKS] {
+        0 => 1,
+        _ => HOLDER_STACKS as u32,
+    };
     let mut object = Cow::Borrowed(OBJECT);
     if let Some(variable) = constants.preempt_count {
         bpf::name_variable(object.to_mut(), audit::VARIABLE, variable);
@@ -450,6 +454,7 @@ fn load_object(
         .map_max_entries("READERS", inside(READERS + Source::COUNT as u32))
         .map_max_entries("WORST", inside(cpus))
         .map_max_entries("WORST_STACKS", with(flag::STACKS))
+        .map_max_entries("HOLDER_STACKS", holder_stacks)
         .map_max_entries("AUDIT", with(flag::AUDIT))
         .load(&object)
         .context("failed to create the maps")

@@ -192,6 +192,9 @@ pub struct WorstWait {
     /// was none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stack: Vec<String>,
+    /// Where the holder was when it released the lock; empty if that is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holder_stack: Vec<String>,
 }
 
 /// A thread.

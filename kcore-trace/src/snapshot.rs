@@ -40,11 +40,11 @@ use crate::probes;
 /// for an unexpected combination to get its histogram within seconds.
 const FULL_EVERY: u32 = 4;
 
-/// A waiter is some calls deep. Where unwinding got no further than the hook itself, as at a return
-/// probe before 5.15, there is no stack.
+/// A waiter or a holder is some calls deep. Where unwinding got no further than the hook itself, or
+/// astray behind it, as at a return probe or an entry before 5.15, there is no stack.
 fn whole(stack: Vec<String>) -> Vec<String> {
     match stack.len() {
-        0 | 1 => Vec::new(),
+        0..=2 => Vec::new(),
         _ => stack,
     }
 }
@@ -348,13 +348,13 @@ impl Snapshots {
             return Ok(Vec::new());
         }
         let waits: Vec<_> = self.counters.worst().collect();
-        let is_new = |(wait, _): &(Waited, Stack)| {
+        let is_new = |(wait, _): &(Waited, [Stack; 2])| {
             wait.ended_ns > self.begun_ns && self.worst.insert((wait.ended_ns, wait.task))
         };
         let waits: Vec<_> = waits.into_iter().filter(is_new).collect();
         self.names
-            .learn(waits.iter().flat_map(|(_, stack)| *stack))?;
-        let waits = waits.into_iter().map(|(wait, stack)| {
+            .learn(waits.iter().flat_map(|(_, stacks)| stacks.concat()))?;
+        let waits = waits.into_iter().map(|(wait, stacks)| {
             let holder = wait.holder_task;
             Ok(WorstWait {
                 wait_ns: wait.wait_ns,
@@ -364,7 +364,8 @@ impl Snapshots {
                 waiter: task(wait.task, Some(text(&wait.comm))),
                 holder: purpose(wait.holder as usize),
                 holder_task: (holder != 0).then(|| task(holder, comm_of(holder))),
-                stack: whole(self.names.frames(&stack)),
+                stack: whole(self.names.frames(&stacks[0])),
+                holder_stack: whole(self.names.frames(&stacks[1])),
             })
         });
         waits.collect()

@@ -38,7 +38,9 @@ struct Place {
     /// The task of the latest turn.
     task: u64,
     /// The number of the slot of the last task that asked who is next; zero if nobody does.
-    asking: u64,
+    asking: u32,
+    /// The turn that somebody waits for. Kept where stacks are.
+    waited_for: u32,
 }
 
 const NEVER: Place = Place {
@@ -47,6 +49,7 @@ const NEVER: Place = Place {
     word: 0,
     task: 0,
     asking: 0,
+    waited_for: 0,
 };
 
 static HOLDERS: Shared<[Place; PLACES]> = Shared::new([NEVER; PLACES]);
@@ -71,6 +74,8 @@ pub(crate) struct Holder {
     pub(crate) purpose: u16,
     /// Its row among readers, plus one; zero if it is none.
     pub(crate) reader: u16,
+    /// The lower half of the number of its turn.
+    pub(crate) turn: u16,
     /// Process and thread; zero if they are not known.
     pub(crate) task: u64,
 }
@@ -78,12 +83,14 @@ pub(crate) struct Holder {
 pub(crate) const UNKNOWN: Holder = Holder {
     purpose: blame::UNKNOWN as u16,
     reader: 0,
+    turn: 0,
     task: 0,
 };
 
-/// The lock was taken, under that cell, by a reader if the number is not zero.
+/// The lock was taken, under that cell, by a reader if the number is not zero. Which turn that is, the
+/// lower half of its number.
 #[inline(always)]
-pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u32) {
+pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
     let who = u64::from(reader) << READER_BITS | (u64::from(cell) + 1);
     let place = place(address);
     // SAFETY: a place, each word of it read and written whole.
@@ -101,10 +108,12 @@ pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u32) {
         if flags(flag::INSIDE) != 0 {
             write_volatile(&raw mut (*place).task, bpf_get_current_pid_tgid());
         }
-        write_volatile(&raw mut (*place).latest, ((latest >> 1) + 1) << 1);
+        let number = (latest >> 1) + 1;
+        write_volatile(&raw mut (*place).latest, number << 1);
         if read_volatile(&raw const (*place).asking) != 0 {
             answer(address);
         }
+        number as u16
     }
 }
 
@@ -114,10 +123,12 @@ fn answer(address: u64) -> u64 {
     let place = place(address);
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
-        let mut asking = read_volatile(&raw const (*place).asking) as u32;
+        let mut asking = read_volatile(&raw const (*place).asking);
         write_volatile(&raw mut (*place).asking, 0);
-        let over = (read_volatile(&raw const (*place).latest) >> 1).wrapping_sub(1);
-        let holder = read(place, address);
+        let number = read_volatile(&raw const (*place).latest) >> 1;
+        let over = number.wrapping_sub(1);
+        let holder = read(place, number, address);
+        waits_for(place, number);
         for _ in 0..TOLD {
             let Some(slot) = slot::numbered(asking) else {
                 break;
@@ -164,9 +175,10 @@ pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
     // SAFETY: a place, each word of it read and written whole, and what the caller vouches for.
     unsafe {
         let latest = read_volatile(&raw const (*place).latest);
-        let holder = read(place, address);
+        let holder = read(place, latest >> 1, address);
         let known = latest & 1 == 0 && u32::from(holder.purpose) != blame::UNKNOWN;
         if known && latest == read_volatile(&raw const (*place).latest) {
+            waits_for(place, latest >> 1);
             return remember(held, holder);
         }
         let over = latest >> 1;
@@ -174,14 +186,15 @@ pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
         remember(
             held,
             Holder {
-                task: before << 32 | u64::from(over),
+                task: u64::from(before) << 32 | u64::from(over),
                 ..UNKNOWN
             },
         );
-        write_volatile(&raw mut (*place).asking, (*slot).number.into());
+        write_volatile(&raw mut (*place).asking, (*slot).number);
         // Who took it meanwhile may have seen nobody ask.
-        if read_volatile(&raw const (*place).latest) >> 1 != over {
-            remember(held, read(place, address));
+        let number = read_volatile(&raw const (*place).latest) >> 1;
+        if number != over {
+            remember(held, read(place, number, address));
         }
     }
 }
@@ -199,6 +212,7 @@ pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
             return Holder {
                 purpose: (*held).holder,
                 reader: (*held).holding_reader,
+                turn: (*held).turn,
                 task: (*held).holder_task,
             };
         }
@@ -206,11 +220,27 @@ pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
         let place = place(address);
         let latest = read_volatile(&raw const (*place).latest) >> 1;
         if latest == (*held).holder_task as u32 {
-            read(place, address)
+            read(place, latest, address)
         } else {
             UNKNOWN
         }
     }
+}
+
+/// Notes that a turn is waited for.
+#[inline(always)]
+unsafe fn waits_for(place: *mut Place, number: u32) {
+    if flags(flag::STACKS) != 0 {
+        // SAFETY: the caller passes a place.
+        unsafe { write_volatile(&raw mut (*place).waited_for, number) };
+    }
+}
+
+/// Whether somebody waits for that turn.
+#[inline(always)]
+pub(crate) fn is_waited_for(address: u64, turn: u16) -> bool {
+    // SAFETY: a place, each word of it read whole.
+    unsafe { read_volatile(&raw const (*place(address)).waited_for) as u16 == turn }
 }
 
 #[inline(always)]
@@ -219,12 +249,13 @@ unsafe fn remember(held: *mut Held, holder: Holder) {
     unsafe {
         (*held).holder_task = holder.task;
         (*held).holding_reader = holder.reader;
+        (*held).turn = holder.turn;
         (*held).holder = holder.purpose;
     }
 }
 
 #[inline(always)]
-unsafe fn read(place: *const Place, address: u64) -> Holder {
+unsafe fn read(place: *const Place, number: u32, address: u64) -> Holder {
     // SAFETY: the caller passes a place; each word of it is read whole.
     let (word, task) = unsafe {
         (
@@ -240,6 +271,7 @@ unsafe fn read(place: *const Place, address: u64) -> Holder {
     Holder {
         purpose: blame::purpose(cell) as u16,
         reader: (who >> READER_BITS) as u16,
+        turn: number as u16,
         task,
     }
 }

@@ -10,9 +10,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
-use kcore_trace_ebpf::layout::{
-    self, CellCounters, Held, Slot, blame, flag, miss, series, state, text,
-};
+use kcore_trace_ebpf::layout::{self, CellCounters, Held, Slot, flag, miss, series, state, text};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 
 use super::audit::{self, Acquisition};
@@ -236,7 +234,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
         (*held).cell = index;
         (*held).reader = reader;
         if taken.followed && blamed::counts() {
-            holder::took(taken.address, taken.mode, index, reader);
+            (*held).turn = holder::took(taken.address, taken.mode, index, reader);
             if let Mode::Shared = taken.mode
                 && flags(flag::INSIDE) != 0
                 && taken.is(Lock::VmapArea)
@@ -368,7 +366,7 @@ unsafe fn wait_ended(
         cpu.duration(&raw mut (*counters).wait, series, wait_ns);
         node::waited(cpu, index, (*held).address, wait_ns);
         if flags(flag::INSIDE) != 0 {
-            reader::waited((*held).reader, wait_ns);
+            reader::waited((*held).reader.into(), wait_ns);
         }
         let mut holder = holder::UNKNOWN;
         if blamed::counts() {
@@ -539,21 +537,21 @@ pub(crate) fn forget(address: u64) {
 
 /// The release function was called.
 #[inline(always)]
-pub(crate) fn release(address: u64, mode: Mode) {
+pub(crate) fn release(ctx: Context, address: u64, mode: Mode) {
     let end_ns = now();
-    if !try_release(address, mode, end_ns) {
+    if !try_release(ctx, address, mode, end_ns) {
         record::miss(miss::UNMATCHED_RELEASE);
     }
 }
 
 /// The release function was called with a lock that may be one of ours.
 #[inline(always)]
-pub(crate) fn release_if_held(address: u64, mode: Mode) {
-    try_release(address, mode, now());
+pub(crate) fn release_if_held(ctx: Context, address: u64, mode: Mode) {
+    try_release(ctx, address, mode, now());
 }
 
 #[inline(always)]
-fn try_release(address: u64, mode: Mode, end_ns: u64) -> bool {
+fn try_release(ctx: Context, address: u64, mode: Mode, end_ns: u64) -> bool {
     let Some(slot) = slot::find() else {
         return false;
     };
@@ -563,6 +561,9 @@ fn try_release(address: u64, mode: Mode, end_ns: u64) -> bool {
             return false;
         };
         hold_ended(held, end_ns);
+        if flags(flag::STACKS) != 0 && blamed::counts() {
+            worst::released(ctx, held, end_ns);
+        }
         slot::vacate(slot, held);
     }
     if blamed::counts() {
@@ -585,7 +586,7 @@ unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
         let series = series::hold(index as usize) as u32;
         cpu.duration(&raw mut (*counters).hold, series, hold_ns);
         if flags(flag::INSIDE) != 0 {
-            reader::held((*held).reader, index, hold_ns, end_ns);
+            reader::held((*held).reader.into(), index, hold_ns, end_ns);
         }
     }
 }
@@ -608,7 +609,7 @@ pub(crate) fn downgrade(taken: Taken) {
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         if blamed::counts() {
-            holder::took(taken.address, taken.mode, index, (*held).reader);
+            (*held).turn = holder::took(taken.address, taken.mode, index, (*held).reader);
         }
         (*held).cell = index;
         (*held).since_ns = now();

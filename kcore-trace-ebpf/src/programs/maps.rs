@@ -10,8 +10,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     AuditTable, BlameCounters, CopyCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf,
-    InsideCounters, NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot, WorstStacks,
-    WorstTable, series,
+    HolderStack, InsideCounters, NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot,
+    WorstStacks, WorstTable, series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -53,9 +53,13 @@ pub(crate) static READERS: Array<ReaderRow> = Array::with_max_entries(1, MAPPABL
 #[map]
 pub(crate) static WORST: Array<WorstTable> = Array::with_max_entries(1, MAPPABLE);
 
-/// The stacks of those waits, at the same places: 3.8 KiB for each CPU, or one that nothing writes.
+/// The stacks of those waits, at the same places: 7.5 KiB for each CPU, or one that nothing writes.
 #[map]
 pub(crate) static WORST_STACKS: Array<WorstStacks> = Array::with_max_entries(1, MAPPABLE);
+
+/// Stacks of holders that others wait for, of all CPUs: 200 KiB, or one that nothing writes.
+#[map]
+pub(crate) static HOLDER_STACKS: Array<HolderStack> = Array::with_max_entries(1, 0);
 
 /// In which contexts locks are taken: 12 KiB for each CPU, or one that nothing writes.
 #[map]

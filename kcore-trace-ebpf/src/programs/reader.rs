@@ -138,13 +138,13 @@ unsafe fn row_of(frame: *const ReadFrame) -> u32 {
 /// # Safety
 /// `slot` is a map value.
 #[inline(always)]
-pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u32 {
+pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u16 {
     // SAFETY: the caller says that the slot is valid.
     unsafe {
         let frame = (*slot).read.frame;
         if flags(flag::INSIDE) != 0 && frame != 0 && slot::is_live(frame, slot::stack_address(here))
         {
-            row_of(&raw const (*slot).read) + 1
+            row_of(&raw const (*slot).read) as u16 + 1
         } else {
             0
         }

@@ -133,12 +133,12 @@ fn called(ctx: Context, kind: Type, outcome: Outcome) {
 }
 
 #[inline(always)]
-fn released(kind: Type, address: u64) {
+fn released(ctx: Context, kind: Type, address: u64) {
     let mode = mode(kind);
     if role(kind, address).is_some() {
-        lock::release(address, mode);
+        lock::release(ctx, address, mode);
     } else if blocks_in_use(kind) {
-        lock::release_if_held(address, mode);
+        lock::release_if_held(ctx, address, mode);
     }
 }
 
@@ -238,12 +238,12 @@ slow_path_function!(Type::Mutex, ZeroIsSuccess, 1: mutexslowk_fe mutexslowk_fx m
 slow_path_function!(Type::Mutex, ZeroIsSuccess, 1: mutexslowi_fe mutexslowi_fx mutexslowi_kp mutexslowi_kr);
 
 programs! {
-    "fentry" uread_fe(ctx) { released(READ, ctx.address(0)) }
-    "kprobe" uread_kp(ctx) { released(READ, ctx.probe_arg0()) }
-    "fentry" uwrite_fe(ctx) { released(WRITE, ctx.address(0)) }
-    "kprobe" uwrite_kp(ctx) { released(WRITE, ctx.probe_arg0()) }
+    "fentry" uread_fe(ctx) { released(ctx, READ, ctx.address(0)) }
+    "kprobe" uread_kp(ctx) { released(ctx, READ, ctx.probe_arg0()) }
+    "fentry" uwrite_fe(ctx) { released(ctx, WRITE, ctx.address(0)) }
+    "kprobe" uwrite_kp(ctx) { released(ctx, WRITE, ctx.probe_arg0()) }
     "fentry" downgrade_fe(ctx) { downgraded(ctx.address(0)) }
     "kprobe" downgrade_kp(ctx) { downgraded(ctx.probe_arg0()) }
-    "fentry" unmutex_fe(ctx) { released(Type::Mutex, ctx.address(0)) }
-    "kprobe" unmutex_kp(ctx) { released(Type::Mutex, ctx.probe_arg0()) }
+    "fentry" unmutex_fe(ctx) { released(ctx, Type::Mutex, ctx.address(0)) }
+    "kprobe" unmutex_kp(ctx) { released(ctx, Type::Mutex, ctx.probe_arg0()) }
 }

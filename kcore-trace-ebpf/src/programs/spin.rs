@@ -100,11 +100,11 @@ fn identify(address: u64, here: Here, caller: Caller) -> Option<Taken> {
 }
 
 #[inline(always)]
-fn released(address: u64) {
+fn released(ctx: Context, address: u64) {
     if role(address).is_some() {
-        lock::release(address, Mode::Exclusive);
+        lock::release(ctx, address, Mode::Exclusive);
     } else if blocks_in_use() {
-        lock::release_if_held(address, Mode::Exclusive);
+        lock::release_if_held(ctx, address, Mode::Exclusive);
     }
 }
 
@@ -184,7 +184,7 @@ fn tried_by(ctx: Context, function: usize) {
 programs! {
     "fexit" spinlock_fx(ctx) { acquired_by(ctx, acquire::RAW_SPIN_LOCK) }
     "fexit" spintry_fx(ctx) { tried_by(ctx, acquire::RAW_SPIN_TRYLOCK) }
-    "fentry" spinunlock_fe(ctx) { released(ctx.address(0)) }
+    "fentry" spinunlock_fe(ctx) { released(ctx, ctx.address(0)) }
     "fentry" spinslow_fe(ctx) { entered_slow_path(ctx) }
     "fexit" spinslow_fx(ctx) { lock::slow_path_done(ctx, ctx.address(0), true, followed()) }
     "fentry" spinslowpv_fe(ctx) { entered_slow_path(ctx) }
@@ -205,7 +205,7 @@ programs! {
         }
     }
     "kretprobe" spintry_kr(ctx) { lock::tried(ctx, ctx.probe_ret() as i32 != 0, followed()) }
-    "kprobe" spinunlock_kp(ctx) { released(ctx.probe_arg0()) }
+    "kprobe" spinunlock_kp(ctx) { released(ctx, ctx.probe_arg0()) }
     "kprobe" spinslow_kp(ctx) { entered_slow_path_by_probe(ctx) }
     "kretprobe" spinslow_kr(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
     "kprobe" spinslowpv_kp(ctx) { entered_slow_path_by_probe(ctx) }

@@ -27,8 +27,11 @@ pub struct WorstRow {
     /// Null if nothing is known of it; who held the lock when the wait began, or last.
     pub holder: Option<Party>,
     /// Where the waiter was, the innermost function first. Null if stacks were not kept, empty if
-    /// there was none. The holder was on another CPU, where its stack cannot be taken.
+    /// there was none.
     pub stack: Option<Vec<String>>,
+    /// Where the holder released it. Null if stacks were not kept; empty if it is not known, or did not
+    /// leave it.
+    pub holder_stack: Option<Vec<String>>,
 }
 
 /// Who took part in a wait.
@@ -68,6 +71,7 @@ fn row(wait: &WorstWait, stacks: bool) -> WorstRow {
             task: wait.holder_task.clone(),
         }),
         stack: stacks.then(|| wait.stack.clone()),
+        holder_stack: stacks.then(|| wait.holder_stack.clone()),
     }
 }
 
@@ -106,32 +110,34 @@ pub(super) fn text(rows: &[WorstRow]) -> Option<String> {
     ))
 }
 
-/// Where the waiters were, each place once.
+/// Where the waiters were, and the holders, each pair of places once.
 fn stacks(rows: &[WorstRow]) -> String {
-    let mut places: Vec<(&[String], Vec<&WorstRow>)> = Vec::new();
+    let mut places: Vec<([&[String]; 2], Vec<String>)> = Vec::new();
     for row in rows {
-        let Some(stack) = row.stack.as_deref() else {
+        let (Some(waiter), Some(holder)) = (&row.stack, &row.holder_stack) else {
             continue;
         };
-        match places.iter_mut().find(|(place, _)| *place == stack) {
-            Some((_, rows)) => rows.push(row),
-            None => places.push((stack, vec![row])),
+        let place = [waiter.as_slice(), holder.as_slice()];
+        let wait = units::duration(row.wait_ns);
+        match places.iter_mut().find(|(known, _)| *known == place) {
+            Some((_, waits)) => waits.push(wait),
+            None => places.push((place, vec![wait])),
         }
     }
-    let mut text = String::new();
-    for (stack, rows) in places {
-        let waits: Vec<_> = rows
-            .iter()
-            .map(|row| units::duration(row.wait_ns))
-            .collect();
-        let title = waits.join(", ");
-        let frames = match stack {
-            [] => " could not be taken".to_owned(),
-            frames => frames.iter().map(|frame| format!("\n  {frame}")).collect(),
-        };
-        text += &format!("\n\nstack of {title}{frames}");
+    let text = places.into_iter().map(|([waiter, holder], waits)| {
+        let waits = waits.join(", ");
+        let waiter = frames(waiter, "could not be taken");
+        let holder = frames(holder, "not known");
+        format!("\n\nstack of {waits}{waiter}\nstack of its holder, at the release{holder}")
+    });
+    text.collect()
+}
+
+fn frames(stack: &[String], none: &str) -> String {
+    match stack {
+        [] => format!(": {none}"),
+        frames => frames.iter().map(|frame| format!("\n  {frame}")).collect(),
     }
-    text
 }
 
 fn party(party: &Party) -> String {

@@ -323,6 +323,9 @@ fn worst(seed: u64) -> Vec<WorstWait> {
         ]
         .map(String::from)
         .to_vec(),
+        holder_stack: ["_raw_spin_unlock+0x5", "vread+0x218", "read_kcore+0x31c"]
+            .map(String::from)
+            .to_vec(),
     };
     let purge = WorstWait {
         wait_ns: 900_000,
@@ -333,6 +336,7 @@ fn worst(seed: u64) -> Vec<WorstWait> {
         holder: None,
         holder_task: None,
         stack: Vec::new(),
+        holder_stack: Vec::new(),
     };
     let gone = WorstWait {
         wait_ns: 700_000,

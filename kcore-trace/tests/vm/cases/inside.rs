@@ -260,21 +260,22 @@ pub(crate) fn longest(guest: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// A waiter's stack leads from the lock to the system call or the kernel thread that it is in.
-fn stacks(report: &Report) -> Result<Vec<usize>> {
+/// How deep the stacks of that name are. A stack leads from the lock to the system call or the kernel
+/// thread that the task is in.
+fn stacks(report: &Report, what: &str) -> Result<Vec<usize>> {
     let mut depths = Vec::new();
     for row in report.rows("worst") {
-        let stack = row["stack"].as_array().cloned().unwrap_or_default();
+        let stack = row[what].as_array().cloned().unwrap_or_default();
         let frames: Vec<_> = stack.iter().filter_map(Value::as_str).collect();
         let outermost = ["do_syscall_64", "kthread", "ret_from_fork"];
         let leads = |frame: &&str| outermost.iter().any(|name| frame.starts_with(name));
         ensure!(
             frames.is_empty() || frames.iter().any(leads),
-            "the stack leads nowhere: {frames:?}"
+            "the {what} leads nowhere: {frames:?}"
         );
         ensure!(
             !frames.iter().any(|frame| frame.ends_with("[bpf]")),
-            "programs are part of the stack: {frames:?}"
+            "programs are part of the {what}: {frames:?}"
         );
         depths.push(frames.len());
     }
@@ -282,15 +283,28 @@ fn stacks(report: &Report) -> Result<Vec<usize>> {
     Ok(depths)
 }
 
-pub(crate) fn fentry_stacks(_: &mut Guest) -> Result<Outcome> {
-    let depths = stacks(&tool::recorded(&["--hooks", "fentry", "--stacks"])?)?;
+/// A holder leaves its stack where it is known. At the entry of a function stacks can be unwound from
+/// 5.15 on.
+pub(crate) fn fentry_stacks(guest: &mut Guest) -> Result<Outcome> {
+    let report = tool::recorded(&["--hooks", "fentry", "--stacks"])?;
+    let depths = stacks(&report, "stack")?;
     ensure!(!depths.contains(&0), "a stack is missing: {depths:?}");
+    let depths = stacks(&report, "holder_stack")?;
+    let mut known = 0;
+    for (row, depth) in report.rows("worst").zip(&depths) {
+        let named = row["holder"].is_object();
+        ensure!(named || *depth == 0, "the stack of nobody: {row}");
+        known += usize::from(*depth > 0);
+    }
+    let old = guest.kernel_release().starts_with("5.10");
+    ensure!((known == 0) == old, "{known} stacks of holders are known");
     Ok(Outcome::Passed)
 }
 
-/// A return probe's stack can be unwound from 5.15 on.
+/// A return probe's stack can be unwound from 5.15 on; holders are not known at all.
 pub(crate) fn kprobe_stacks(guest: &mut Guest) -> Result<Outcome> {
-    let depths = stacks(&tool::recorded(&["--hooks", "kprobe", "--stacks"])?)?;
+    let report = tool::recorded(&["--hooks", "kprobe", "--stacks"])?;
+    let depths = stacks(&report, "stack")?;
     let old = guest.kernel_release().starts_with("5.10");
     let missing = depths.iter().filter(|depth| **depth == 0).count();
     ensure!(
@@ -298,6 +312,8 @@ pub(crate) fn kprobe_stacks(guest: &mut Guest) -> Result<Outcome> {
         "{missing} of {} are missing",
         depths.len()
     );
+    let holders = stacks(&report, "holder_stack")?;
+    ensure!(holders.iter().all(|depth| *depth == 0), "{holders:?}");
     Ok(Outcome::Passed)
 }
 
