@@ -530,7 +530,7 @@ pub struct Held {
     pub slept_ns: u64,
     /// Process and thread of that holder, in the upper and the lower half; zero if it is not known.
     /// While the lock is changing hands, the turn that is over, in the lower half, and in the upper one
-    /// the number of the slot that asked for the next holder before.
+    /// a reference to who asked for the next holder before.
     pub holder_task: u64,
 }
 

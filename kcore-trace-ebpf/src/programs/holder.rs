@@ -37,7 +37,7 @@ struct Place {
     word: u64,
     /// The task of the latest turn.
     task: u64,
-    /// The number of the slot of the last task that asked who is next; zero if nobody does.
+    /// Where the last task that asked who is next waits, by [`slot::reference`]; zero if nobody does.
     asking: u32,
     /// The turn that somebody waits for. Kept where stacks are.
     waited_for: u32,
@@ -130,14 +130,12 @@ fn answer(address: u64) -> u64 {
         let holder = read(place, number, address);
         waits_for(place, number);
         for _ in 0..TOLD {
-            let Some(slot) = slot::numbered(asking) else {
-                break;
-            };
-            let Some(waiting) = slot::held(slot, address, state::WAITING) else {
+            let Some(waiting) = slot::referred(asking) else {
                 break;
             };
             let asked = (*waiting).holder_task;
-            if u32::from((*waiting).holder) != blame::UNKNOWN || asked as u32 != over {
+            let waits = (*waiting).address == address && (*waiting).state == state::WAITING;
+            if !waits || u32::from((*waiting).holder) != blame::UNKNOWN || asked as u32 != over {
                 break;
             }
             asking = (asked >> 32) as u32;
@@ -190,7 +188,7 @@ pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
                 ..UNKNOWN
             },
         );
-        write_volatile(&raw mut (*place).asking, (*slot).number);
+        write_volatile(&raw mut (*place).asking, slot::reference(slot, held));
         // Who took it meanwhile may have seen nobody ask.
         let number = read_volatile(&raw const (*place).latest) >> 1;
         if number != over {
@@ -199,31 +197,27 @@ pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
     }
 }
 
-/// For whom a task has waited that has the lock now. If nobody had it since it asked, it waited for
-/// a release.
+/// A task that has waited has the lock now: from here on it is settled for whom. If nobody had it
+/// since it asked, it waited for a release.
 ///
 /// # Safety
 /// `held` lies in a map value.
 #[inline(always)]
-pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
+pub(crate) unsafe fn settle(held: *mut Held) {
     // SAFETY: the caller vouches for it; a place, each word of it read whole.
     unsafe {
         if u32::from((*held).holder) != blame::UNKNOWN {
-            return Holder {
-                purpose: (*held).holder,
-                reader: (*held).holding_reader,
-                turn: (*held).turn,
-                task: (*held).holder_task,
-            };
+            return;
         }
         let address = (*held).address;
         let place = place(address);
         let latest = read_volatile(&raw const (*place).latest) >> 1;
-        if latest == (*held).holder_task as u32 {
+        let holder = if latest == (*held).holder_task as u32 {
             read(place, latest, address)
         } else {
             UNKNOWN
-        }
+        };
+        remember(held, holder);
     }
 }
 

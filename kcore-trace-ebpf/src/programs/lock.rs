@@ -368,16 +368,15 @@ unsafe fn wait_ended(
         if flags(flag::INSIDE) != 0 {
             reader::waited((*held).reader.into(), wait_ns);
         }
-        let mut holder = holder::UNKNOWN;
         if blamed::counts() {
-            holder = holder::blamed(held);
-            blamed::waited(cpu, index, holder.purpose.into(), wait_ns);
+            holder::settle(held);
+            blamed::waited(cpu, index, (*held).holder.into(), wait_ns);
             if flags(flag::INSIDE) != 0 {
-                reader::inflicted(holder.reader.into(), wait_ns);
+                reader::inflicted((*held).holding_reader.into(), wait_ns);
             }
         }
         if flags(flag::INSIDE) != 0 {
-            worst::waited(ctx, cpu, held, index, holder, wait_ns);
+            worst::waited(ctx, held, index, wait_ns);
             inside::waited(held, index);
         }
     }

@@ -42,8 +42,9 @@ fn comm() -> [u64; 2] {
     comm
 }
 
-/// The row of the current process.
-#[inline(always)]
+/// The row of the current process. A function, since the verifier follows what comes after once for
+/// each of its ways out if they leave different registers.
+#[inline(never)]
 pub(crate) fn row(owner: u64) -> u32 {
     let comm = comm();
     let hash = owner.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;

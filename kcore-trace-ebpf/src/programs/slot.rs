@@ -64,10 +64,32 @@ pub(crate) fn of(task: u64) -> Option<*mut Slot> {
     None
 }
 
-/// The slot with that number.
+/// Bits of a reference that say where in a slot something is.
+const PLACE_BITS: u32 = 9;
+const _: () = assert!(size_of::<Slot>() <= 1 << PLACE_BITS);
+
+/// What another task finds a lock by, never zero.
+///
+/// # Safety
+/// `slot` is a map value, and `held` lies in it.
 #[inline(always)]
-pub(crate) fn numbered(number: u32) -> Option<*mut Slot> {
-    TASKS.get_ptr_mut(number.wrapping_sub(1))
+pub(crate) unsafe fn reference(slot: *const Slot, held: *const Held) -> u32 {
+    let place = number(held as u64).wrapping_sub(number(slot as u64)) as u32;
+    // SAFETY: the caller says that the slot is valid.
+    let slot = unsafe { (*slot).number };
+    slot << PLACE_BITS | place
+}
+
+/// The lock that a reference is to.
+#[inline(always)]
+pub(crate) fn referred(reference: u32) -> Option<*mut Held> {
+    let slot = TASKS.get_ptr_mut((reference >> PLACE_BITS).wrapping_sub(1))?;
+    let place = hidden(u64::from(reference) & ((1 << PLACE_BITS) - 1));
+    if place > (size_of::<Slot>() - size_of::<Held>()) as u64 {
+        return None;
+    }
+    // SAFETY: a held lock at that place is inside the map value.
+    Some(unsafe { slot.byte_add(place as usize).cast() })
 }
 
 /// The slot of the current task, a new one if need be.

@@ -14,14 +14,14 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_stack};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use kcore_trace_ebpf::layout::{
-    HOLDER_STACKS, Held, Stack, WORST, WorstTable, WorstWait, blame, flag, miss,
+    HOLDER_STACKS, Held, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, flag, miss,
 };
 
 use super::blame as blamed;
 use super::constants::flags;
-use super::holder::{self, Holder};
+use super::holder;
 use super::maps;
-use super::record::{self, Cpu};
+use super::record;
 use super::{Context, choose, hidden};
 
 /// A hold leaves its stack if it took that part of the shortest wait in the list.
@@ -29,88 +29,87 @@ const PART: u64 = 8;
 /// Or if none was left for so long: to take one costs about a microsecond, during which others wait.
 const SELDOM_NS: u64 = 1_000_000;
 
-/// A wait ended with the lock, which is counted under that cell.
+/// A wait ended with the lock, which is counted under that cell. A function, since the verifier
+/// follows what comes after once for each of its ways out if they leave different registers.
 ///
 /// # Safety
 /// `held` lies in a map value.
-#[inline(always)]
-pub(crate) unsafe fn waited(
-    ctx: Context,
-    cpu: Cpu,
-    held: *const Held,
-    cell: u32,
-    holder: Holder,
-    wait_ns: u64,
-) {
-    let Some(table) = maps::WORST.get_ptr_mut(cpu.id()) else {
-        return;
+#[inline(never)]
+pub(crate) unsafe fn waited(ctx: Context, held: *const Held, cell: u32, wait_ns: u64) -> u64 {
+    let id = record::cpu_id();
+    let Some(table) = maps::WORST.get_ptr_mut(id) else {
+        return 0;
     };
     // SAFETY: a map value, and one that the caller vouches for.
     unsafe {
         if wait_ns <= (*table).least_ns {
-            return;
+            return 0;
         }
         if (*table).busy != 0 {
-            return record::miss(miss::WORST_BUSY);
+            record::miss(miss::WORST_BUSY);
+            return 0;
         }
         write_volatile(&raw mut (*table).busy, 1);
         let slept_ns = (*held).slept_ns;
         let task = bpf_get_current_pid_tgid();
         // Nobody waits for himself: who held the lock in between is not known.
-        let holder = if holder.task == task {
-            holder::UNKNOWN
-        } else {
-            holder
+        let known = blamed::counts() && (*held).holder_task != task;
+        let holder = match known {
+            true => (u32::from((*held).holder), (*held).holder_task),
+            false => (blame::UNKNOWN, 0),
         };
         let index = shortest(table);
         if let Some(place) = at(table, index) {
             (*place).wait_ns = wait_ns;
             (*place).slept_ns = slept_ns;
-            (*place).holder_task = holder.task;
+            (*place).holder_task = holder.1;
             (*place).cell = cell;
-            (*place).holder = holder.purpose.into();
+            (*place).holder = holder.0;
             (*place).task = task;
             bpf_get_current_comm((&raw mut (*place).comm).cast(), 16);
             (*place).ended_ns = bpf_ktime_get_ns();
         }
         if flags(flag::STACKS) != 0 {
-            keep_stacks(ctx, cpu, index, (*held).address, holder.turn);
+            keep_stacks(ctx, id, index, held);
         }
         if let Some(place) = at(table, shortest(table)) {
             (*table).least_ns = (*place).wait_ns;
         }
         write_volatile(&raw mut (*table).busy, 0);
     }
+    0
 }
 
 /// Keeps where the waiter is, beside its wait, and where the holder was, if that is still there: the
 /// kernel's part of the stacks.
-#[inline(always)]
-unsafe fn keep_stacks(ctx: Context, cpu: Cpu, index: u64, address: u64, turn: u16) {
-    let Some(stacks) = maps::WORST_STACKS.get_ptr_mut(cpu.id()) else {
-        return;
+#[inline(never)]
+unsafe fn keep_stacks(ctx: Context, cpu: u32, index: u64, held: *const Held) -> u64 {
+    let Some(stacks) = maps::WORST_STACKS.get_ptr_mut(cpu) else {
+        return 0;
     };
-    let index = hidden(index);
-    if index >= WORST as u64 {
-        return;
+    let offset = hidden(index * size_of::<[Stack; 2]>() as u64);
+    if offset > (size_of::<WorstStacks>() - size_of::<[Stack; 2]>()) as u64 {
+        return 0;
     }
-    // SAFETY: a map value; the index is inside the array.
+    // SAFETY: a map value; the offset is that of a pair in the array.
     unsafe {
-        let [waiter, holder] = &mut *stacks.cast::<[Stack; 2]>().add(index as usize);
+        let (address, turn) = ((*held).address, (*held).turn);
+        let [waiter, holder] = &mut *stacks.byte_add(offset as usize).cast::<[Stack; 2]>();
         take_stack(ctx, waiter);
         holder[0] = 0;
         let Some(left) = maps::HOLDER_STACKS.get_ptr_mut(place_of(address, turn)) else {
-            return;
+            return 0;
         };
         let key = blame::turn(address, turn);
         if !blamed::counts() || read_volatile(&raw const (*left).turn) != key {
-            return;
+            return 0;
         }
         *holder = (*left).stack;
         if read_volatile(&raw const (*left).turn) != key {
             holder[0] = 0;
         }
     }
+    0
 }
 
 /// The stack of the program's own task; the helper writes no more than it is told, with zeros behind
