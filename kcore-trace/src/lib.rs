@@ -25,6 +25,7 @@
 //! Only `kernel`, `loader`, `contexts` and `counters` know aya, only `sampling`, `record` and `exporter`
 //! know tokio; everything from [`model`] on works on plain data, without root, on any machine.
 
+mod allocator;
 pub mod blame;
 mod cgroups;
 pub mod cli;

@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 
+use crate::allocator;
 use crate::model::{Header, Step};
 use crate::plan::Plan;
 use crate::sampling::Sample;
@@ -33,18 +34,6 @@ use state::State;
 
 /// Where it listens unless told otherwise.
 pub const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
-
-/// A scrape needs megabytes for a moment. The allocator would take the size of the largest for a
-/// reason to keep all that are smaller, so that memory grew for hours.
-fn give_large_buffers_back() {
-    /// What the allocator of glibc begins with (`DEFAULT_MMAP_THRESHOLD` in malloc/malloc.c).
-    const BYTES: libc::c_int = 128 << 10;
-    // SAFETY: numbers only; a value that is set is not adjusted any more.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, BYTES);
-    }
-}
 
 /// An endpoint that shows what is measured; it is gone when this is dropped.
 #[derive(Debug)]
@@ -60,7 +49,7 @@ impl Exporter {
     ///
     /// The address is taken, or not one of this machine.
     pub fn start(listen: SocketAddr) -> Result<Self> {
-        give_large_buffers_back();
+        allocator::return_large_buffers();
         let state = Arc::new(Mutex::new(State::default()));
         let server = Server::start(listen, Arc::clone(&state))?;
         let address = server.address();

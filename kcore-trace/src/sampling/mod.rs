@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval_at, sleep_until};
 
+use crate::allocator;
 use crate::host::Host;
 use crate::kernel::Facts;
 use crate::loader::{self, Preparation, ProgramCost, Session};
@@ -121,6 +122,7 @@ impl Active {
             session.program_count(),
             exec.elapsed(),
         );
+        allocator::return_free_memory();
         Ok((Self { session, snapshots }, facts))
     }
 
