@@ -114,6 +114,21 @@ pub struct BlameCounters {
 
 const _: () = assert!(size_of::<BlameCounters>() == 16);
 
+/// Where it is kept who holds a lock: places that are found by the lock's address.
+pub mod holder {
+    use super::blame::SPINLOCK_BITS;
+
+    const PLACE_BITS: u32 = 10;
+    pub const PLACES: usize = 1 << PLACE_BITS;
+
+    /// The place of a lock. Locks at equal distances, such as those of nodes, are spread evenly.
+    #[inline(always)]
+    pub const fn place(address: u64) -> u64 {
+        // 2^64 over the golden ratio; the upper bits of the product are those that all others move.
+        (address >> SPINLOCK_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PLACE_BITS)
+    }
+}
+
 /// Who waits for whom: for each lock a row for each intent and op of a waiter, in it a counter for
 /// each intent and op of a holder, and one for a holder that is not known.
 pub mod blame {
@@ -285,6 +300,8 @@ pub const HOLDER_STACKS: usize = 1024;
 pub struct HolderStack {
     /// [`blame::turn`]; zero while it is being written.
     pub turn: u64,
+    /// When the hold ended.
+    pub left_ns: u64,
     pub stack: Stack,
 }
 
@@ -570,8 +587,8 @@ pub struct ReadFrame {
 /// What is known of one task while it is in an op or near a lock.
 ///
 /// Written only by the task itself and by interrupts on top of it, which are over before the task
-/// goes on, so that nothing here needs to be atomic. The holder that it waits for is told by another
-/// task, once.
+/// goes on, so that nothing here needs to be atomic. The holder that it waits for may be told by
+/// another task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Slot {
@@ -834,7 +851,7 @@ mod tests {
     use super::node::{counters, number, reciprocal};
     use super::{
         AuditTable, BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstStacks,
-        WorstTable, audit, blame, node, reader,
+        WorstTable, audit, blame, holder, node, reader,
     };
     use crate::words::{self, Lock, Mode, Op, Source};
 
@@ -868,6 +885,22 @@ mod tests {
         }
         assert_eq!(seen.len(), blame::COUNT);
         assert_eq!(seen.last(), Some(&(blame::COUNT as u64 - 1)));
+    }
+
+    #[test]
+    fn locks_of_many_nodes_seldom_share_a_place() {
+        // `struct vmap_node` of Debian's 6.12; `vmap_nodes` is allocated.
+        let (nodes, size, [busy, lazy, pool]) = (128, 6272, [6176, 6208, 6144]);
+        for first in [0xffff_8881_0040_0000_u64, 0xffff_9a3c_8021_0000] {
+            let places =
+                |lock: u64| (0..nodes).map(move |n| holder::place(first + n * size + lock));
+            let distinct: BTreeSet<u64> = places(busy).collect();
+            assert_eq!(distinct.len(), 128);
+            let all = [busy, lazy, pool].into_iter().flat_map(places);
+            let distinct: BTreeSet<u64> = all.collect();
+            assert!(distinct.len() > 340, "{} of 384", distinct.len());
+            assert!(distinct.iter().all(|place| *place < holder::PLACES as u64));
+        }
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub struct BlameKey {
     #[serde(with = "crate::words")]
     pub lock: Lock,
     pub waiter: Purpose,
-    /// Who held the lock when the wait began, or took it last where several share it; if it was just
+    /// Who held the lock when the wait began, the first where several share it; if it was just
     /// changing hands then, who got it next. Nothing if that is not known.
     pub holder: Option<Purpose>,
 }
@@ -170,7 +170,7 @@ pub struct Reader {
     /// Holds of vmap locks in reads.
     pub holds: u64,
     pub hold_ns: u64,
-    /// Waits of anyone for a lock that the reader held when they began, or held last.
+    /// Waits of anyone for a lock that the reader held when they began, or got next.
     pub inflicted_waits: u64,
     pub inflicted_ns: u64,
 }

@@ -1,10 +1,10 @@
 //! Who holds a lock, for those who come to wait for it.
 //!
 //! In: acquisitions and releases that are seen when the lock is owned. Out: the purpose of whoever
-//! holds a lock, or took it last to share it, and which reader it is. Each acquisition is a turn. Who
-//! comes when a turn is over waits for the one that gets the lock next, and is told by that one. A
-//! lock is found by a hash of its address; what is known of its holder has the address as well, so
-//! that a lock is not taken for another.
+//! holds a lock, or was the first of those who share it, and which reader it is. Each acquisition of
+//! a lock that nobody has is a turn. Who comes when a turn is over waits for the one that gets the
+//! lock next, and is told by that one. A lock is found by a hash of its address; what is known of its
+//! holder has the address as well, so that a lock is not taken for another.
 //!
 //! Invariant: of two locks with one place, the one that was taken last is known, and of the other
 //! the holder is unknown.
@@ -12,7 +12,7 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use kcore_trace_ebpf::layout::{Held, READERS, Slot, blame, flag, state};
+use kcore_trace_ebpf::layout::{Held, READERS, Slot, blame, flag, holder as layout, state};
 use kcore_trace_ebpf::words::{Mode, cell};
 
 use super::constants::flags;
@@ -20,7 +20,6 @@ use super::maps::Shared;
 use super::record::add_half;
 use super::{hidden, slot};
 
-const PLACES: usize = 256;
 /// How many are told of one turn.
 const TOLD: u32 = 16;
 
@@ -52,13 +51,11 @@ const NEVER: Place = Place {
     waited_for: 0,
 };
 
-static HOLDERS: Shared<[Place; PLACES]> = Shared::new([NEVER; PLACES]);
+static HOLDERS: Shared<[Place; layout::PLACES]> = Shared::new([NEVER; layout::PLACES]);
 
 #[inline(always)]
 fn place(address: u64) -> *mut Place {
-    // 2^64 over the golden ratio; the upper bits of the product are those that all others move.
-    let hash = (address >> blame::SPINLOCK_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-    let index = hidden(hash) & (PLACES as u64 - 1);
+    let index = hidden(layout::place(address)) & (layout::PLACES as u64 - 1);
     // SAFETY: the index is inside the array.
     unsafe { HOLDERS.get().cast::<Place>().add(index as usize) }
 }
@@ -88,7 +85,7 @@ pub(crate) const UNKNOWN: Holder = Holder {
 };
 
 /// The lock was taken, under that cell, by a reader if the number is not zero. Which turn that is, the
-/// lower half of its number.
+/// lower half of its number: whoever shares the lock has the turn of the first.
 #[inline(always)]
 pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
     let who = u64::from(reader) << READER_BITS | (u64::from(cell) + 1);
@@ -98,12 +95,19 @@ pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
         let latest = read_volatile(&raw const (*place).latest);
         match mode {
             Mode::Exclusive => write_volatile(&raw mut (*place).sharing, 0),
+            Mode::Shared if !is_of(place, address) => {
+                write_volatile(&raw mut (*place).sharing, 1);
+            }
             Mode::Shared => {
+                let shared = read_volatile(&raw const (*place).sharing) != 0;
                 add_half(&raw mut (*place).sharing, 1);
-                // Others may hold it: what is being written is not to be read.
-                write_volatile(&raw mut (*place).latest, latest | 1);
+                if shared && latest & 1 == 0 {
+                    return (latest >> 1) as u16;
+                }
             }
         }
+        // What is being written is not to be read.
+        write_volatile(&raw mut (*place).latest, latest | 1);
         write_volatile(&raw mut (*place).word, blame::name(address) | who);
         if flags(flag::INSIDE) != 0 {
             write_volatile(&raw mut (*place).task, bpf_get_current_pid_tgid());
@@ -117,6 +121,14 @@ pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
     }
 }
 
+/// Whether the latest turn is one of that lock.
+#[inline(always)]
+unsafe fn is_of(place: *const Place, address: u64) -> bool {
+    // SAFETY: the caller passes a place; its word is read whole.
+    let word = unsafe { read_volatile(&raw const (*place).word) };
+    (word ^ blame::name(address)) >> 32 == 0
+}
+
 /// Tells those who asked for the next holder, the last one first.
 #[inline(never)]
 fn answer(address: u64) -> u64 {
@@ -128,7 +140,6 @@ fn answer(address: u64) -> u64 {
         let number = read_volatile(&raw const (*place).latest) >> 1;
         let over = number.wrapping_sub(1);
         let holder = read(place, number, address);
-        waits_for(place, number);
         for _ in 0..TOLD {
             let Some(waiting) = slot::referred(asking) else {
                 break;
@@ -140,6 +151,7 @@ fn answer(address: u64) -> u64 {
             }
             asking = (asked >> 32) as u32;
             remember(waiting, holder);
+            waits_for(place, number);
         }
     }
     0
@@ -149,9 +161,12 @@ fn answer(address: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn left(address: u64, mode: Mode) {
     let place = place(address);
-    // SAFETY: as above. A turn of another lock with the same place may be marked: then who comes is
-    // told of the next one, or of nobody.
+    // SAFETY: as above.
     unsafe {
+        // Another lock with the same place was taken meanwhile.
+        if !is_of(place, address) {
+            return;
+        }
         if let Mode::Shared = mode {
             add_half(&raw mut (*place).sharing, u32::MAX);
             if read_volatile(&raw const (*place).sharing) != 0 {
@@ -163,6 +178,9 @@ pub(crate) fn left(address: u64, mode: Mode) {
     }
 }
 
+/// Stands for the turn that is over, where the holder was not seen at all. Turns have 31 bits.
+const UNSEEN: u32 = u32::MAX;
+
 /// A task begins to wait: remembers for whom, or asks.
 ///
 /// # Safety
@@ -173,51 +191,67 @@ pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
     // SAFETY: a place, each word of it read and written whole, and what the caller vouches for.
     unsafe {
         let latest = read_volatile(&raw const (*place).latest);
-        let holder = read(place, latest >> 1, address);
-        let known = latest & 1 == 0 && u32::from(holder.purpose) != blame::UNKNOWN;
-        if known && latest == read_volatile(&raw const (*place).latest) {
-            waits_for(place, latest >> 1);
+        let over = latest >> 1;
+        let mut holder = read(place, over, address);
+        let seen = u32::from(holder.purpose) != blame::UNKNOWN;
+        if seen && latest & 1 == 0 && latest == read_volatile(&raw const (*place).latest) {
+            waits_for(place, over);
+            // It was the first to share the lock that others still have.
+            if flags(flag::INSIDE) != 0 && holder.task == bpf_get_current_pid_tgid() {
+                holder.reader = 0;
+                holder.task = 0;
+            }
             return remember(held, holder);
         }
-        let over = latest >> 1;
+        if !seen {
+            return remember(held, not_yet(0, UNSEEN));
+        }
         let before = read_volatile(&raw const (*place).asking);
-        remember(
-            held,
-            Holder {
-                task: u64::from(before) << 32 | u64::from(over),
-                ..UNKNOWN
-            },
-        );
+        remember(held, not_yet(before, over));
         write_volatile(&raw mut (*place).asking, slot::reference(slot, held));
         // Who took it meanwhile may have seen nobody ask.
         let number = read_volatile(&raw const (*place).latest) >> 1;
         if number != over {
+            waits_for(place, number);
             remember(held, read(place, number, address));
         }
     }
 }
 
-/// A task that has waited has the lock now: from here on it is settled for whom. If nobody had it
-/// since it asked, it waited for a release.
+/// A holder that is not known yet: who asked before, and the turn that is over.
+#[inline(always)]
+fn not_yet(before: u32, over: u32) -> Holder {
+    Holder {
+        task: u64::from(before) << 32 | u64::from(over),
+        ..UNKNOWN
+    }
+}
+
+/// For whom a task has waited that has the lock now. If nobody had it since it asked, it waited for
+/// a release. What it remembers stays, since who asked before it is found by that.
 ///
 /// # Safety
 /// `held` lies in a map value.
 #[inline(always)]
-pub(crate) unsafe fn settle(held: *mut Held) {
+pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
     // SAFETY: the caller vouches for it; a place, each word of it read whole.
     unsafe {
         if u32::from((*held).holder) != blame::UNKNOWN {
-            return;
+            return Holder {
+                purpose: (*held).holder,
+                reader: (*held).holding_reader,
+                turn: (*held).turn,
+                task: (*held).holder_task,
+            };
         }
         let address = (*held).address;
         let place = place(address);
         let latest = read_volatile(&raw const (*place).latest) >> 1;
-        let holder = if latest == (*held).holder_task as u32 {
-            read(place, latest, address)
-        } else {
-            UNKNOWN
-        };
-        remember(held, holder);
+        // One that came between without having seen that somebody asks is known here.
+        match latest.wrapping_sub((*held).holder_task as u32) {
+            0 | 1 => read(place, latest, address),
+            _ => UNKNOWN,
+        }
     }
 }
 

@@ -369,10 +369,10 @@ unsafe fn wait_ended(
             reader::waited((*held).reader.into(), wait_ns);
         }
         if blamed::counts() {
-            holder::settle(held);
-            blamed::waited(cpu, index, (*held).holder.into(), wait_ns);
+            let holder = holder::blamed(held);
+            blamed::waited(cpu, index, holder.purpose.into(), wait_ns);
             if flags(flag::INSIDE) != 0 {
-                reader::inflicted((*held).holding_reader.into(), wait_ns);
+                reader::inflicted(holder.reader.into(), wait_ns);
             }
         }
         if flags(flag::INSIDE) != 0 {

@@ -57,7 +57,7 @@ pub(crate) static WORST: Array<WorstTable> = Array::with_max_entries(1, MAPPABLE
 #[map]
 pub(crate) static WORST_STACKS: Array<WorstStacks> = Array::with_max_entries(1, MAPPABLE);
 
-/// Stacks of holders that others wait for, of all CPUs: 200 KiB, or one that nothing writes.
+/// Stacks of holders that others wait for, of all CPUs: 208 KiB, or one that nothing writes.
 #[map]
 pub(crate) static HOLDER_STACKS: Array<HolderStack> = Array::with_max_entries(1, 0);
 

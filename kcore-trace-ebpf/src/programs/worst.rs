@@ -53,24 +53,30 @@ pub(crate) unsafe fn waited(ctx: Context, held: *const Held, cell: u32, wait_ns:
         let slept_ns = (*held).slept_ns;
         let task = bpf_get_current_pid_tgid();
         // Nobody waits for himself: who held the lock in between is not known.
-        let known = blamed::counts() && (*held).holder_task != task;
-        let holder = match known {
-            true => (u32::from((*held).holder), (*held).holder_task),
-            false => (blame::UNKNOWN, 0),
-        };
+        let mut holder = holder::UNKNOWN;
+        if blamed::counts() {
+            holder = holder::blamed(held);
+            if holder.task == task {
+                holder = holder::UNKNOWN;
+            }
+        }
         let index = shortest(table);
         if let Some(place) = at(table, index) {
             (*place).wait_ns = wait_ns;
             (*place).slept_ns = slept_ns;
-            (*place).holder_task = holder.1;
+            (*place).holder_task = holder.task;
             (*place).cell = cell;
-            (*place).holder = holder.0;
+            (*place).holder = holder.purpose.into();
             (*place).task = task;
             bpf_get_current_comm((&raw mut (*place).comm).cast(), 16);
             (*place).ended_ns = bpf_ktime_get_ns();
         }
         if flags(flag::STACKS) != 0 {
-            keep_stacks(ctx, id, index, held);
+            let turn = match holder.purpose.into() {
+                blame::UNKNOWN => 0,
+                _ => blame::turn((*held).address, holder.turn),
+            };
+            keep_stacks(ctx, id, index, held, turn);
         }
         if let Some(place) = at(table, shortest(table)) {
             (*table).least_ns = (*place).wait_ns;
@@ -80,10 +86,10 @@ pub(crate) unsafe fn waited(ctx: Context, held: *const Held, cell: u32, wait_ns:
     0
 }
 
-/// Keeps where the waiter is, beside its wait, and where the holder was, if that is still there: the
-/// kernel's part of the stacks.
+/// Keeps where the waiter is, beside its wait, and where the holder was that had that turn, if it is
+/// known and its stack still there: the kernel's part of the stacks.
 #[inline(never)]
-unsafe fn keep_stacks(ctx: Context, cpu: u32, index: u64, held: *const Held) -> u64 {
+unsafe fn keep_stacks(ctx: Context, cpu: u32, index: u64, held: *const Held, turn: u64) -> u64 {
     let Some(stacks) = maps::WORST_STACKS.get_ptr_mut(cpu) else {
         return 0;
     };
@@ -93,19 +99,24 @@ unsafe fn keep_stacks(ctx: Context, cpu: u32, index: u64, held: *const Held) -> 
     }
     // SAFETY: a map value; the offset is that of a pair in the array.
     unsafe {
-        let (address, turn) = ((*held).address, (*held).turn);
         let [waiter, holder] = &mut *stacks.byte_add(offset as usize).cast::<[Stack; 2]>();
         take_stack(ctx, waiter);
         holder[0] = 0;
-        let Some(left) = maps::HOLDER_STACKS.get_ptr_mut(place_of(address, turn)) else {
+        if turn == 0 {
+            return 0;
+        }
+        let place = place_of((*held).address, turn as u16);
+        let Some(left) = maps::HOLDER_STACKS.get_ptr_mut(place) else {
             return 0;
         };
-        let key = blame::turn(address, turn);
-        if !blamed::counts() || read_volatile(&raw const (*left).turn) != key {
+        // Turns are numbered from the start again when there were many.
+        let is_its = read_volatile(&raw const (*left).turn) == turn
+            && (*left).left_ns.wrapping_sub((*held).since_ns) >> 63 == 0;
+        if !is_its {
             return 0;
         }
         *holder = (*left).stack;
-        if read_volatile(&raw const (*left).turn) != key {
+        if read_volatile(&raw const (*left).turn) != turn {
             holder[0] = 0;
         }
     }
@@ -153,13 +164,15 @@ pub(crate) unsafe fn released(ctx: Context, held: *const Held, end_ns: u64) {
             return;
         };
         let hold_ns = end_ns.wrapping_sub((*held).since_ns);
-        let is_long = hold_ns >= (*table).least_ns / PART;
+        let least_ns = (*table).least_ns;
+        let is_long = least_ns != 0 && hold_ns >= least_ns / PART;
         if !is_long && end_ns.wrapping_sub((*table).left_ns) < SELDOM_NS {
             return;
         }
         (*table).left_ns = end_ns;
         if let Some(left) = maps::HOLDER_STACKS.get_ptr_mut(place_of(address, turn)) {
             write_volatile(&raw mut (*left).turn, 0);
+            (*left).left_ns = end_ns;
             take_stack(ctx, &raw mut (*left).stack);
             write_volatile(&raw mut (*left).turn, blame::turn(address, turn));
         }

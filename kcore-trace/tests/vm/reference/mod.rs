@@ -5,7 +5,7 @@
 //! other for the lock of the index. It shares nothing with the tool but the kernel: no BPF, no
 //! table, no counting while it happens.
 //!
-//! Invariant: an event that was lost is an error, and a hold that was not seen whole is none.
+//! Invariant: an event that the buffer lost is an error, and a hold that was not seen whole is none.
 
 mod fold;
 mod text;
@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{guest, tool};
 
-pub(crate) use fold::Shares;
+pub(crate) use fold::{Part, Shares};
 use text::Text;
 
 /// The first argument that makes this binary run the tool with the events on.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 /// Functions between the first and the last of `mm/vmalloc.c` that take the index lock, 5.10 to
 /// 7.3, and whether they only look.
-pub(super) const TAKERS: [(&str, bool); 17] = [
+pub(super) const TAKERS: [(&str, bool); 19] = [
     ("alloc_vmap_area", false),
     ("__get_vm_area_node", false),
     ("setup_vmalloc_vm", false),
@@ -19,10 +19,12 @@ pub(super) const TAKERS: [(&str, bool); 17] = [
     ("find_unlink_vmap_area", false),
     ("remove_vm_area", false),
     ("pcpu_get_vm_areas", false),
+    ("free_vmap_block", false),
     ("find_vmap_area", true),
     ("find_vm_area", true),
     // Finds the area before it removes it.
     ("__vunmap", true),
+    ("vm_unmap_ram", true),
     ("vread", true),
     ("vread_iter", true),
     ("find_vmap_area_exceed_addr_lock", true),
@@ -100,6 +102,8 @@ impl Text {
     /// The function of a return address.
     pub(super) fn function(&self, address: u64) -> &str {
         let before = self.functions.range(..address).next_back();
-        before.map_or("", |(_, name)| name.as_str())
+        let name = before.map_or("", |(_, name)| name.as_str());
+        // What the compiler made of it (`.isra.0`) is the same function.
+        name.split('.').next().unwrap_or(name)
     }
 }
