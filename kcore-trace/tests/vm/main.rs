@@ -232,6 +232,12 @@ const CASES: &[Case] = &[
         .parallel()
         .for_every_type(),
     case(
+        "a_reader_among_allocators_is_named_for_what_they_waited",
+        blame::inflictor,
+    )
+    .parallel()
+    .for_every_type(),
+    case(
         "readers_share_the_index_where_it_is_an_rwsem",
         blame::shared,
     )
