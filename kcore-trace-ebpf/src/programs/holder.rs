@@ -20,7 +20,7 @@ use super::maps::Shared;
 use super::record::add_half;
 use super::{hidden, slot};
 
-/// How many are told of one turn.
+/// How many are told of one turn; of those beyond, the holder stays unknown.
 const TOLD: u32 = 16;
 
 /// A place of its own cache line: the holders of two locks do not disturb each other.

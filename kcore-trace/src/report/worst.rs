@@ -24,8 +24,7 @@ pub struct WorstRow {
     /// Nanoseconds from the start of measuring to its end.
     pub ended_ns: u64,
     pub waiter: Party,
-    /// Null if nothing is known of it; who held the lock when the wait began, or got it
-    /// next.
+    /// Null if nothing is known of it; who held the lock when the wait began, or got it next.
     pub holder: Option<Party>,
     /// Where the waiter was, the innermost function first. Null if stacks were not kept, empty if
     /// there was none.
