@@ -90,14 +90,21 @@ struct Booted {
 }
 
 impl Booted {
-    /// Why this boot fails the run, if it does.
+    /// Why this boot fails the run, if it does: whoever sees nothing but the end of a log must find
+    /// it there.
     fn problem(&self) -> Option<String> {
-        let failed = self.report.tally().failed;
-        let failed = (failed > 0).then(|| format!("{failed} cases failed"));
-        let why = self.trouble.clone().or(failed)?;
+        let failed = self
+            .report
+            .failed()
+            .map(|(case, why)| format!("{case}: {why}"));
+        let why: Vec<_> = self.trouble.iter().cloned().chain(failed).collect();
+        if why.is_empty() {
+            return None;
+        }
         let (name, console, line) = (&self.name, self.console.display(), self.line);
         Some(format!(
-            "{name}: {why}; see {console}; again: `cargo xtask test --vm-only --kernel {line}`"
+            "{name}: {}; see {console}; again: `cargo xtask test --vm-only --kernel {line}`",
+            why.join("; ")
         ))
     }
 }

@@ -89,6 +89,14 @@ impl Report {
         }
     }
 
+    /// The cases that failed, each with its reason.
+    pub(crate) fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.cases.iter().filter_map(|case| match &case.verdict {
+            Verdict::Failed(why) => Some((case.name.as_str(), why.as_str())),
+            _ => None,
+        })
+    }
+
     pub(crate) fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         for case in &self.cases {
@@ -168,6 +176,7 @@ mod tests {
         let hold = named("hold", Verdict::Skipped("no symbol".to_owned()));
         assert_eq!(report.cases, [named("plan", Verdict::Passed), hold, wait]);
         assert_eq!(report.trouble(), None);
+        assert!(report.failed().eq([("wait", "3 is not 4")]));
         assert_eq!(
             report.tally(),
             Tally {
