@@ -9,11 +9,13 @@
 /// log2 of the buckets in one power of two.
 pub const SUB_BITS: u32 = 5;
 /// Buckets in one power of two.
-const SUB: u32 = 1 << SUB_BITS;
+pub const SUB: u32 = 1 << SUB_BITS;
 /// Values at or above two to this power share the last bucket.
 pub const MAX_BITS: u32 = 36;
+/// Octaves: the buckets below [`SUB`], then those of each power of two.
+pub const OCTAVES: usize = (MAX_BITS - SUB_BITS + 1) as usize;
 /// Number of buckets.
-pub const COUNT: usize = ((MAX_BITS - SUB_BITS + 1) * SUB) as usize;
+pub const COUNT: usize = OCTAVES * SUB as usize;
 
 /// The bucket of a duration in nanoseconds.
 #[inline(always)]

@@ -25,11 +25,16 @@ pub const FRAMES: usize = 16;
 /// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
 pub const HISTOGRAMS: u32 = 97;
 
-/// The histogram of each series, plus one; zero for none.
-pub type HistogramOf = [u32; series::COUNT];
+/// The histogram of each series, plus one; zero for none. The last two are always zero, which the verifier
+/// cannot know.
+pub type HistogramOf = [u32; series::ALWAYS_ZERO + 2];
 
 /// One histogram: the samples in each bucket, wrapping.
 pub type Histogram = [u32; bucket::COUNT];
+
+/// An octave of one histogram on one CPU. All CPUs' stand together, so that userspace reads what has
+/// changed on all of them at once, and nothing else.
+pub type Octave = [u32; bucket::SUB as usize];
 
 /// Numbers of the things that can have a histogram.
 pub mod series {
@@ -37,6 +42,8 @@ pub mod series {
 
     /// How many there are.
     pub const COUNT: usize = 2 * cell::COUNT + Op::COUNT;
+    /// Where there is none any more, at a multiple of eight bytes.
+    pub const ALWAYS_ZERO: usize = COUNT.next_multiple_of(2);
 
     /// The waits of a cell.
     #[inline(always)]
@@ -67,21 +74,35 @@ pub struct Durations {
     pub max_ns: u64,
 }
 
-/// The counters of one cell on one CPU; cumulative.
+/// The counters of one cell on one CPU; cumulative. A cache line: those of all CPUs stand together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CellCounters {
     pub acquisitions: u64,
     pub contended: u64,
-    pub aborted: u64,
-    pub aborted_wait_ns: u64,
-    pub try_failed: u64,
     pub releases: u64,
-    pub wait: Durations,
+    pub wait_sum_ns: u64,
+    pub wait_max_ns: u64,
     pub hold: Durations,
 }
 
-const _: () = assert!(size_of::<CellCounters>() == 96);
+const _: () = assert!(size_of::<CellCounters>() == 64);
+
+/// What is seldom written of a cell, on one CPU; cumulative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RareCounters {
+    /// As in [`Durations`].
+    pub inverted_wait_min_ns: u64,
+    pub aborted: u64,
+    pub aborted_wait_ns: u64,
+    pub try_failed: u64,
+}
+
+const _: () = assert!(size_of::<RareCounters>() == 32);
+
+/// Which cells have counted something on any CPU: not zero.
+pub type ActiveCells = [u32; cell::COUNT];
 
 /// The counters of one op on one CPU; cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,15 +125,18 @@ pub struct NodeCounters {
 
 const _: () = assert!(size_of::<NodeCounters>() == 24);
 
-/// Waits of one kind of acquisition for one kind of holder on one CPU; cumulative.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Waits of one kind of acquisition, by the kind of holder, on one CPU; cumulative. Cache lines of its
+/// own: those of all CPUs stand together.
+#[derive(Clone, Copy)]
 #[repr(C)]
-pub struct BlameCounters {
-    pub waits: u64,
-    pub wait_sum_ns: u64,
+pub struct BlameRow {
+    pub wait_sum_ns: [u64; blame::HOLDERS],
+    /// Wrapping.
+    pub waits: [u32; blame::HOLDERS],
+    pub unused: [u32; 11],
 }
 
-const _: () = assert!(size_of::<BlameCounters>() == 16);
+const _: () = assert!(size_of::<BlameRow>() == 320);
 
 /// Where it is kept who holds a lock: places that are found by the lock's address.
 pub mod holder {
@@ -141,8 +165,8 @@ pub mod blame {
     pub const HOLDERS: usize = PURPOSES + 1;
     /// Locks of one kernel, the most there are.
     const LOCKS: usize = 7;
-    /// How many counters each CPU has: 55 KiB.
-    pub const COUNT: usize = LOCKS * PURPOSES * HOLDERS;
+    /// How many rows each CPU has: 48 KiB.
+    pub const ROWS: usize = LOCKS * PURPOSES;
 
     /// The place of each lock; locks that no kernel has together share one.
     pub const PLACES: [u8; Lock::COUNT] = {
@@ -187,10 +211,10 @@ pub mod blame {
         cell / cell::PER_LOCK as u64
     }
 
-    /// The counter of a waiter with that purpose at the lock with that place.
+    /// The row of a waiter with that purpose at the lock with that place.
     #[inline(always)]
-    pub const fn index(place: u64, waiter: u64, holder: u64) -> u64 {
-        (place * PURPOSES as u64 + waiter) * HOLDERS as u64 + holder
+    pub const fn row(place: u64, waiter: u64) -> u64 {
+        place * PURPOSES as u64 + waiter
     }
 }
 
@@ -496,20 +520,19 @@ pub mod reader {
     }
 }
 
-/// The counters of one CPU; cumulative.
+/// The counters of one CPU beside those of cells; cumulative.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct CpuCounters {
-    /// Always zero, which the verifier cannot know.
-    pub zero: u64,
-    pub misses: [u64; miss::COUNT as usize],
     pub ops: [OpCounters; Op::COUNT],
-    pub cells: [CellCounters; cell::COUNT],
+    pub misses: [u64; miss::COUNT as usize],
+    pub unused: [u64; UNUSED],
 }
 
-const _: () = assert!(
-    size_of::<CpuCounters>() == 8 + 8 * miss::COUNT as usize + 32 * Op::COUNT + 96 * cell::COUNT
-);
+/// What fills a cache line.
+const UNUSED: usize = 7 - (4 * Op::COUNT + miss::COUNT as usize + 7) % 8;
+
+const _: () = assert!(size_of::<CpuCounters>().is_multiple_of(64));
 
 /// State of a followed lock: [`Held::state`].
 pub mod state {
@@ -850,10 +873,10 @@ mod tests {
 
     use super::node::{counters, number, reciprocal};
     use super::{
-        AuditTable, BlameCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters, WorstStacks,
-        WorstTable, audit, blame, holder, node, reader,
+        AuditTable, BlameRow, CellCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters,
+        RareCounters, WorstStacks, WorstTable, audit, blame, holder, node, reader,
     };
-    use crate::words::{self, Lock, Mode, Op, Source};
+    use crate::words::{self, Lock, Mode, Op, Source, cell};
 
     #[test]
     fn a_node_is_told_by_multiplying_as_by_dividing() {
@@ -868,7 +891,7 @@ mod tests {
     }
 
     #[test]
-    fn purposes_of_waiters_and_holders_have_a_counter_each() {
+    fn purposes_of_waiters_have_a_row_each() {
         let words = |cell| words::cell::words(cell).unwrap();
         let mut seen = BTreeSet::new();
         for cell in 0..words::cell::COUNT {
@@ -878,13 +901,11 @@ mod tests {
             assert_eq!(purpose, (intent.index() * Op::COUNT + op.index()) as u64);
             if mode == Mode::Exclusive && lock != Lock::VmapArea && lock != Lock::PurgeVmapArea {
                 let place = blame::PLACES[lock.index()].into();
-                for holder in 0..blame::HOLDERS as u64 {
-                    assert!(seen.insert(blame::index(place, purpose, holder)));
-                }
+                assert!(seen.insert(blame::row(place, purpose)));
             }
         }
-        assert_eq!(seen.len(), blame::COUNT);
-        assert_eq!(seen.last(), Some(&(blame::COUNT as u64 - 1)));
+        assert_eq!(seen.len(), blame::ROWS);
+        assert_eq!(seen.last(), Some(&(blame::ROWS as u64 - 1)));
     }
 
     #[test]
@@ -914,11 +935,12 @@ mod tests {
     #[test]
     fn a_cpu_has_at_most_half_a_mebibyte_of_counters() {
         let nodes = 128 * node::LOCKS.len() * size_of::<NodeCounters>();
-        let blame = blame::COUNT * size_of::<BlameCounters>();
+        let cells = cell::COUNT * (size_of::<CellCounters>() + size_of::<RareCounters>());
+        let blame = blame::ROWS * size_of::<BlameRow>();
         let histograms = HISTOGRAMS as usize * size_of::<Histogram>();
         let worst = size_of::<WorstTable>() + size_of::<WorstStacks>();
         let audit = size_of::<AuditTable>();
-        let all = size_of::<CpuCounters>() + nodes + blame + histograms + worst + audit;
+        let all = size_of::<CpuCounters>() + cells + nodes + blame + histograms + worst + audit;
         assert!(all <= 512 << 10, "{all} bytes");
     }
 

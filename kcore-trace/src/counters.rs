@@ -1,41 +1,40 @@
 //! The counters of the programs, as userspace sees them.
 //!
-//! In: the maps of a loaded object. Out: sums over all CPUs. Counters and what tasks are doing are
-//! mapped into our memory, so that reading them is no system call; a histogram is read for all CPUs
-//! in one. Nothing is ever reset, but for extremes, once. CPUs beyond the highest that was ever seen
-//! running are passed over: a machine may have room for hundreds that it does not have.
+//! In: the maps of a loaded object. Out: sums over all CPUs. What is read often is mapped into our
+//! memory, so that reading it is no system call: of the counters of cells, as many as there are cells
+//! that occur. Nothing is ever reset, but for extremes, once. CPUs beyond the highest that was ever
+//! seen running are passed over: a machine may have room for hundreds that it does not have.
 //!
 //! Invariant: the programs go on counting while this reads; each counter is read whole, and two of
 //! them may be of different moments.
 
 use std::fs;
-use std::io;
-use std::marker::PhantomData;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::ptr::{NonNull, null_mut, read_volatile, write_volatile};
+use std::ptr::{read_volatile, write_volatile};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Array, Map};
-use aya_obj::generated::bpf_cmd;
-use kcore_trace_ebpf::bucket;
+use aya::maps::Array;
 use kcore_trace_ebpf::layout::{
-    AUDIT_ROWS, AUDIT_STACKS, AuditRow, AuditTable, BlameCounters, CellCounters, CopyCounters,
-    CpuCounters, Durations, Histogram, HistogramOf, InsideCounters, NodeCounters, OpCounters,
-    ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, miss, node, series,
-    state,
+    AUDIT_ROWS, AUDIT_STACKS, ActiveCells, AuditRow, AuditTable, BlameRow, CellCounters,
+    CopyCounters, CpuCounters, Durations, InsideCounters, NodeCounters, OpCounters, RareCounters,
+    ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, miss, node, state,
 };
 use kcore_trace_ebpf::words::{Destination, Op, cell};
 
+use crate::histograms::{Expected, Histograms};
 use crate::host::cpu_ids;
-use crate::syscall;
+use crate::mapped::{Groups, Mapped, Plain};
 
 /// What was counted until some moment, on all CPUs.
 pub struct Counters {
     cpus: Mapped<CpuCounters>,
+    cells: Groups<CellCounters>,
+    rare: Groups<RareCounters>,
+    /// The cells that have counted something, in the order in which they were found.
+    active: Vec<usize>,
     tasks: Mapped<Slot>,
     nodes: Mapped<NodeCounters>,
-    blame: Mapped<BlameCounters>,
+    blame: Groups<BlameRow>,
     inside: Mapped<InsideCounters>,
     copies: Mapped<CopyCounters>,
     readers: Mapped<ReaderRow>,
@@ -45,20 +44,39 @@ pub struct Counters {
     histograms: Histograms,
     /// How many CPUs are looked at, from the first on. It never falls, so that no sum does.
     looked_at: usize,
-    /// Which histogram each series has, plus one, as the kernel's side sees it.
-    numbers: HistogramOf,
 }
 
-/// The section of the programs that is this map.
-const HIST_OF: &str = ".bss.hist_of";
+/// The section of the programs that says which cells occur.
+const ACTIVE: &str = ".bss.active";
 
-/// A value of the contract, for writing a map.
+/// A value of the contract, for reading a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Numbers(HistogramOf);
+struct Active(ActiveCells);
 
 // SAFETY: an array of integers.
-unsafe impl aya::Pod for Numbers {}
+unsafe impl aya::Pod for Active {}
+
+/// A cell over all CPUs. Extremes are those since the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CellSum {
+    pub acquisitions: u64,
+    pub contended: u64,
+    pub aborted: u64,
+    pub aborted_wait_ns: u64,
+    pub try_failed: u64,
+    pub releases: u64,
+    pub wait: Durations,
+    pub hold: Durations,
+}
+
+/// Waits of a kind of acquisition for a kind of holder, over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlameSum {
+    /// Wrapping.
+    pub waits: u32,
+    pub wait_sum_ns: u64,
+}
 
 impl Counters {
     /// Those of an object, which has to outlive them.
@@ -68,9 +86,12 @@ impl Counters {
         let histograms = Histograms::new(object, count)?;
         let mut counters = Self {
             cpus,
+            cells: Groups::new(object, "CELLS", count)?,
+            rare: Groups::new(object, "RARE", count)?,
+            active: Vec::new(),
             tasks: Mapped::new(object, "TASKS")?,
             nodes: Mapped::new(object, "NODE_COUNTERS")?,
-            blame: Mapped::new(object, "BLAME")?,
+            blame: Groups::new(object, "BLAME", count)?,
             inside: Mapped::new(object, "INSIDE")?,
             copies: Mapped::new(object, "COPIES")?,
             readers: Mapped::new(object, "READERS")?,
@@ -79,7 +100,6 @@ impl Counters {
             audit: Mapped::new(object, "AUDIT")?,
             histograms,
             looked_at: 0,
-            numbers: [0; series::COUNT],
         };
         counters.look_at_running();
         Ok(counters)
@@ -102,19 +122,61 @@ impl Counters {
         self.cpus.iter().take(self.looked_at)
     }
 
-    /// The sum of a cell. Extremes are those since the beginning.
-    pub fn cell(&self, index: usize) -> CellCounters {
-        let mut sum = CellCounters::default();
-        for cpu in self.running() {
-            // SAFETY: a value of the map, plain integers.
-            let cpu = unsafe { read_volatile(&raw const (*cpu).cells[index]) };
+    /// Looks for cells that have counted something for the first time, by a system call.
+    pub fn look_for_cells(&mut self, object: &Ebpf) -> Result<()> {
+        let map = object.map(ACTIVE);
+        let map = map.with_context(|| format!("no map `{ACTIVE}`"))?;
+        let map: Array<_, Active> = Array::try_from(map)?;
+        let Active(active) = map.get(&0, 0).context("failed to look for cells")?;
+        self.histograms.turn();
+        for (index, &active) in active.iter().enumerate() {
+            if active != 0 {
+                self.look_at(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on looks at a cell.
+    fn look_at(&mut self, cell: usize) -> Result<()> {
+        if cell < cell::COUNT && !self.active.contains(&cell) {
+            self.cells.map(cell)?;
+            self.rare.map(cell)?;
+            self.active.push(cell);
+        }
+        Ok(())
+    }
+
+    /// From here on looks at the cells of holds that are going on.
+    pub fn look_at_held(&mut self) -> Result<()> {
+        let (_, holds) = self.in_flight();
+        holds.into_iter().try_for_each(|cell| self.look_at(cell))
+    }
+
+    /// The cells that have counted something.
+    pub fn cells(&self) -> &[usize] {
+        &self.active
+    }
+
+    /// The sum of a cell that has counted something.
+    pub fn cell(&self, index: usize) -> CellSum {
+        let mut sum = CellSum::default();
+        let cpus = self.cells.group(index).zip(self.rare.group(index));
+        for (cpu, rare) in cpus.take(self.looked_at) {
+            // SAFETY: values of the maps, plain integers.
+            let (cpu, rare) = unsafe { (read_volatile(cpu), read_volatile(rare)) };
             sum.acquisitions += cpu.acquisitions;
             sum.contended += cpu.contended;
-            sum.aborted += cpu.aborted;
-            sum.aborted_wait_ns += cpu.aborted_wait_ns;
-            sum.try_failed += cpu.try_failed;
+            sum.aborted += rare.aborted;
+            sum.aborted_wait_ns += rare.aborted_wait_ns;
+            sum.try_failed += rare.try_failed;
             sum.releases += cpu.releases;
-            add_durations(&mut sum.wait, &cpu.wait);
+            let wait = Durations {
+                sum_ns: cpu.wait_sum_ns,
+                inverted_min_ns: rare.inverted_wait_min_ns,
+                max_ns: cpu.wait_max_ns,
+            };
+            add_durations(&mut sum.wait, &wait);
             add_durations(&mut sum.hold, &cpu.hold);
         }
         sum
@@ -137,33 +199,37 @@ impl Counters {
         self.nodes.len() / self.cpus.len() / node::LOCKS.len()
     }
 
-    /// The sum of a lock of a node, one of [`node::LOCKS`].
-    pub fn node(&self, number: usize, lock: usize) -> NodeCounters {
+    /// The sums of the locks of each node, in the order of [`node::LOCKS`].
+    pub fn nodes(&self) -> Vec<[NodeCounters; node::LOCKS.len()]> {
+        let mut sums = vec![[NodeCounters::default(); node::LOCKS.len()]; self.node_count()];
         let of_cpu = self.node_count() * node::LOCKS.len();
-        let index = node::counters(number as u64, lock as u64) as usize;
-        let mut sum = NodeCounters::default();
-        let cpus = self.nodes.iter().skip(index).step_by(of_cpu);
-        for cpu in cpus.take(self.looked_at) {
-            // SAFETY: a value of the map, plain integers.
-            let cpu = unsafe { read_volatile(cpu) };
-            sum.acquisitions += cpu.acquisitions;
-            sum.contended += cpu.contended;
-            sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(cpu.wait_sum_ns);
+        // In the order of memory: those of a CPU are some pages.
+        let mut counters = self.nodes.values();
+        for _ in 0..self.looked_at {
+            let of_cpu = counters.by_ref().take(of_cpu);
+            for (sum, cpu) in sums.as_flattened_mut().iter_mut().zip(of_cpu) {
+                sum.acquisitions += cpu.acquisitions;
+                sum.contended += cpu.contended;
+                sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(cpu.wait_sum_ns);
+            }
         }
-        sum
+        sums
     }
 
-    /// The sum of a waiter and a holder, by [`blame::index`].
-    pub fn blame(&self, index: usize) -> BlameCounters {
-        let mut sum = BlameCounters::default();
-        let cpus = self.blame.iter().skip(index).step_by(blame::COUNT);
-        for cpu in cpus.take(self.looked_at) {
+    /// The sums of a kind of waiter by holder; by [`blame::row`].
+    pub fn blame(&mut self, row: usize) -> Result<[BlameSum; blame::HOLDERS]> {
+        let mut sums = [BlameSum::default(); blame::HOLDERS];
+        self.blame.map(row)?;
+        for cpu in self.blame.group(row).take(self.looked_at) {
             // SAFETY: a value of the map, plain integers.
             let cpu = unsafe { read_volatile(cpu) };
-            sum.waits += cpu.waits;
-            sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(cpu.wait_sum_ns);
+            let counters = cpu.waits.iter().zip(cpu.wait_sum_ns);
+            for (sum, (waits, wait_sum_ns)) in sums.iter_mut().zip(counters) {
+                sum.waits = sum.waits.wrapping_add(*waits);
+                sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(wait_sum_ns);
+            }
         }
-        sum
+        Ok(sums)
     }
 
     /// What happened inside the holds of each cell; nothing where it is not looked at.
@@ -194,16 +260,21 @@ impl Counters {
         let whole = tables.enumerate().filter_map(|(cpu, table)| {
             // Where none are kept, the map has one value for all.
             let stacks = self.worst_stacks.at(cpu);
-            // SAFETY: values of the maps, plain integers.
+            // SAFETY: values of the maps, plain integers; the index is inside the array.
             unsafe {
                 let waits = read_volatile(&raw const (*table).waits);
-                let stacks = stacks.map_or([[Stack::default(); 2]; WORST], |at| read_volatile(at));
+                let stacks_of = |index: usize| {
+                    let stacks = stacks.map(|stacks| read_volatile(&raw const (*stacks)[index]));
+                    (waits[index], stacks.unwrap_or_default())
+                };
+                let taken = (0..WORST).filter(|&index| waits[index].wait_ns != 0);
+                let taken: Vec<_> = taken.map(stacks_of).collect();
                 let idle = read_volatile(&raw const (*table).busy) == 0;
                 let same = read_volatile(&raw const (*table).waits) == waits;
-                (idle && same).then(|| waits.into_iter().zip(stacks))
+                (idle && same).then_some(taken)
             }
         });
-        whole.flatten().filter(|(wait, _)| wait.wait_ns != 0)
+        whole.flatten()
     }
 
     /// The rows of the audit that are taken, by CPU and number; nothing where nobody looks. A row
@@ -273,15 +344,18 @@ impl Counters {
     /// Sets all extremes back: nothing can be subtracted from them. A sample that a program is just
     /// writing may be lost with them.
     pub fn forget_extremes(&self) {
-        for cpu in self.running() {
-            for index in 0..cell::COUNT {
-                // SAFETY: a value of the map.
+        for &index in &self.active {
+            let cpus = self.cells.group(index).zip(self.rare.group(index));
+            for (cell, rare) in cpus {
+                // SAFETY: values of the maps; a field is written whole.
                 unsafe {
-                    let cell = &raw mut (*cpu).cells[index];
-                    forget(&raw mut (*cell).wait);
+                    write_volatile(&raw mut (*cell).wait_max_ns, 0);
+                    write_volatile(&raw mut (*rare).inverted_wait_min_ns, 0);
                     forget(&raw mut (*cell).hold);
                 }
             }
+        }
+        for cpu in self.running() {
             for index in 0..Op::COUNT {
                 // SAFETY: as above.
                 unsafe { forget(&raw mut (*cpu).ops[index].latency) };
@@ -289,9 +363,10 @@ impl Counters {
         }
     }
 
-    /// Waits and holds that are going on.
-    pub fn in_flight(&self) -> (u64, u64) {
-        let (mut waits, mut holds) = (0, 0);
+    /// Waits and holds that are going on, and the cells of the latter: the first hold of a cell is counted
+    /// before the cell is said to occur.
+    pub fn in_flight(&self) -> (u64, Vec<usize>) {
+        let (mut waits, mut holds) = (0, Vec::new());
         for slot in self.tasks.iter() {
             // SAFETY: a value of the map, plain integers.
             let in_use = unsafe { read_volatile(&raw const (*slot).in_use) };
@@ -303,7 +378,7 @@ impl Counters {
             for held in slot.held {
                 match held.state {
                     state::WAITING | state::TRYING_WAITING => waits += 1,
-                    state::HELD => holds += 1,
+                    state::HELD => holds.push(held.cell as usize),
                     _ => {}
                 }
             }
@@ -313,123 +388,20 @@ impl Counters {
 
     /// Gives histograms to series, as long as there are some.
     pub fn hand_out(&mut self, object: &mut Ebpf, wanted: &[usize]) -> Result<()> {
-        let mut next = self.numbers.iter().max().copied().unwrap_or(0);
-        let before = next;
-        for &series in wanted {
-            if self.numbers[series] == 0 && next < self.histograms.count() {
-                next += 1;
-                self.numbers[series] = next;
-            }
-        }
-        if next == before {
-            return Ok(());
-        }
-        let map = object.map_mut(HIST_OF);
-        let map = map.with_context(|| format!("no map `{HIST_OF}`"))?;
-        let mut map: Array<_, Numbers> = Array::try_from(map)?;
-        map.set(0, Numbers(self.numbers), 0)
-            .context("failed to hand out histograms")
+        self.histograms.hand_out(object, wanted)
     }
 
     /// Whether a series has a histogram.
     pub fn has_histogram(&self, series: usize) -> bool {
-        self.numbers[series] != 0
+        self.histograms.has(series)
     }
 
-    /// Reads something that takes a system call, to learn whether the kernel allows it.
-    pub fn try_reading(&mut self) -> Result<()> {
-        self.histograms.sum(0, self.looked_at).map(drop)
-    }
-
-    /// The buckets of a series, summed over all CPUs, wrapping; nothing if it has no histogram.
-    pub fn buckets(&mut self, series: usize) -> Result<Option<Box<Histogram>>> {
-        match self.numbers[series] {
-            0 => Ok(None),
-            number => self.histograms.sum(number - 1, self.looked_at).map(Some),
-        }
+    /// The samples that each bucket of a series has gained since the last call, over all CPUs; none if it
+    /// has no histogram.
+    pub(crate) fn gained(&mut self, series: usize, expected: &Expected) -> Result<Vec<u64>> {
+        self.histograms.gained(series, expected, self.looked_at)
     }
 }
-
-/// The pool of histograms: those of one number for all CPUs stand together.
-struct Histograms {
-    map: std::os::fd::OwnedFd,
-    cpus: usize,
-    count: u32,
-    /// One number for the CPUs that are looked at, as it was read last.
-    read: Vec<Histogram>,
-}
-
-impl Histograms {
-    fn new(object: &Ebpf, cpus: usize) -> Result<Self> {
-        let (fd, elements) = array(object, "HISTS")?;
-        let map = fd.try_clone_to_owned();
-        Ok(Self {
-            map: map.context("failed to keep the map of histograms")?,
-            cpus,
-            count: elements / cpus as u32,
-            read: Vec::new(),
-        })
-    }
-
-    fn count(&self) -> u32 {
-        self.count
-    }
-
-    /// Of the first CPUs.
-    fn sum(&mut self, number: u32, cpus: usize) -> Result<Box<Histogram>> {
-        self.read(number, cpus)
-            .context("failed to read a histogram")?;
-        let mut sum = Box::new([0u32; bucket::COUNT]);
-        for cpu in &self.read {
-            for (sum, bucket) in sum.iter_mut().zip(cpu) {
-                *sum = sum.wrapping_add(*bucket);
-            }
-        }
-        Ok(sum)
-    }
-
-    /// One system call for the first CPUs (`BPF_MAP_LOOKUP_BATCH`, for arrays from 5.6 on).
-    fn read(&mut self, number: u32, cpus: usize) -> io::Result<()> {
-        self.read.resize(cpus, [0; bucket::COUNT]);
-        let mut done = 0;
-        // The batch begins behind the index that it is given.
-        let mut behind = (number * self.cpus as u32).checked_sub(1);
-        let mut keys = vec![0u32; cpus];
-        while done < cpus {
-            let mut out = 0u32;
-            let mut attr = syscall::attributes();
-            attr.batch.in_batch = behind
-                .as_ref()
-                .map_or(0, |behind| &raw const *behind as u64);
-            attr.batch.out_batch = &raw mut out as u64;
-            attr.batch.keys = keys.as_mut_ptr() as u64;
-            attr.batch.values = self.read[done..].as_mut_ptr() as u64;
-            attr.batch.count = (cpus - done) as u32;
-            attr.batch.map_fd = self.map.as_raw_fd() as u32;
-            // SAFETY: keys and values have room for as many as are asked for.
-            let result = unsafe { syscall::bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
-            // SAFETY: the kernel has written how many it read.
-            let read = unsafe { attr.batch.count } as usize;
-            done += read;
-            behind = Some(out);
-            match result {
-                // The end of the map.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && done == cpus => {}
-                Err(error) => return Err(error),
-                Ok(_) if read == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Values of the contract that are integers only: any bytes are one.
-///
-/// # Safety
-///
-/// The type is `repr(C)` and made of integers.
-unsafe trait Plain {}
 
 // SAFETY: integers only.
 unsafe impl Plain for CpuCounters {}
@@ -438,7 +410,11 @@ unsafe impl Plain for Slot {}
 // SAFETY: integers only.
 unsafe impl Plain for NodeCounters {}
 // SAFETY: integers only.
-unsafe impl Plain for BlameCounters {}
+unsafe impl Plain for BlameRow {}
+// SAFETY: integers only.
+unsafe impl Plain for CellCounters {}
+// SAFETY: integers only.
+unsafe impl Plain for RareCounters {}
 // SAFETY: integers only.
 unsafe impl Plain for InsideCounters {}
 // SAFETY: integers only.
@@ -451,82 +427,6 @@ unsafe impl Plain for WorstTable {}
 unsafe impl Plain for AuditTable {}
 // SAFETY: integers only.
 unsafe impl Plain for WorstStacks {}
-
-/// An array of the kernel in our own memory.
-struct Mapped<T> {
-    first: NonNull<T>,
-    len: usize,
-    values: PhantomData<T>,
-}
-
-impl<T: Plain> Mapped<T> {
-    fn new(object: &Ebpf, name: &str) -> Result<Self> {
-        Self::of(object, name).with_context(|| format!("failed to map `{name}`"))
-    }
-
-    fn of(object: &Ebpf, name: &str) -> Result<Self> {
-        let (fd, elements) = array(object, name)?;
-        let len = elements as usize;
-        // SAFETY: a new mapping; the kernel checks its length against that of the map.
-        let first = unsafe {
-            libc::mmap(
-                null_mut(),
-                len * size_of::<T>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
-        if first == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error().into());
-        }
-        let first = NonNull::new(first.cast()).context("mapped to zero")?;
-        Ok(Self {
-            first,
-            len,
-            values: PhantomData,
-        })
-    }
-
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn at(&self, index: usize) -> Option<*mut T> {
-        // SAFETY: inside the mapping.
-        (index < self.len).then(|| unsafe { self.first.as_ptr().add(index) })
-    }
-
-    /// The values as they are at this moment.
-    fn values(&self) -> impl Iterator<Item = T> {
-        // SAFETY: values of the map, plain integers.
-        self.iter().map(|value| unsafe { read_volatile(value) })
-    }
-
-    /// Pointers to the values, which the kernel goes on writing.
-    fn iter(&self) -> impl Iterator<Item = *mut T> {
-        // SAFETY: inside the mapping.
-        (0..self.len).map(|index| unsafe { self.first.as_ptr().add(index) })
-    }
-}
-
-impl<T> Drop for Mapped<T> {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, which nothing refers to any more.
-        unsafe { libc::munmap(self.first.as_ptr().cast(), self.len * size_of::<T>()) };
-    }
-}
-
-/// The descriptor of an array and its number of elements.
-fn array<'a>(object: &'a Ebpf, name: &str) -> Result<(BorrowedFd<'a>, u32)> {
-    let Some(Map::Array(map)) = object.map(name) else {
-        anyhow::bail!("the object has no array `{name}`");
-    };
-    let elements = map.info().map(|info| info.max_entries());
-    let elements = elements.with_context(|| format!("failed to ask for the size of `{name}`"))?;
-    Ok((map.fd().as_fd(), elements))
-}
 
 fn add_durations(sum: &mut Durations, cpu: &Durations) {
     sum.sum_ns = sum.sum_ns.wrapping_add(cpu.sum_ns);

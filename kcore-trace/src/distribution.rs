@@ -82,10 +82,12 @@ impl Distribution {
         };
         if let Some(added) = &other.histogram {
             match &mut self.histogram {
+                // Most of its buckets are empty.
                 Some(histogram) => {
-                    histogram
-                        .add(added)
-                        .expect("every histogram here has the same bounds");
+                    for step in added.iter_recorded() {
+                        histogram
+                            .saturating_record_n(step.value_iterated_to(), step.count_at_value());
+                    }
                 }
                 none => *none = Some(added.clone()),
             }

@@ -17,6 +17,7 @@ use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError}
 use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
 use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
+use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
     HISTOGRAMS, HOLDER_STACKS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address,
     audit, blame, block, flag, node, read, text,
@@ -176,6 +177,11 @@ impl Session {
     /// What the programs count.
     pub(crate) fn counters(&self) -> Result<Counters> {
         Counters::new(&self.object)
+    }
+
+    /// Has the counters look for cells that occur.
+    pub(crate) fn look_for_cells(&self, counters: &mut Counters) -> Result<()> {
+        counters.look_for_cells(&self.object)
     }
 
     /// Gives histograms to series.
@@ -410,8 +416,8 @@ fn load_object(
     debug_assert!(slots.is_multiple_of(SLOT_WAYS));
     // A map has one entry at least.
     let node_counters = (cpus * constants.nodes[node::COUNTERS] as u32).max(1);
-    let blame_counters = match constants.knows_holders() {
-        true => cpus * blame::COUNT as u32,
+    let blame_rows = match constants.knows_holders() {
+        true => cpus * blame::ROWS as u32,
         false => 1,
     };
     let sees_inside = constants.flags[flag::INSIDE] != 0;
@@ -446,9 +452,11 @@ fn load_object(
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("TASKS", slots)
         .map_max_entries("COUNTERS", cpus)
+        .map_max_entries("CELLS", cpus * cell::COUNT as u32)
+        .map_max_entries("RARE", cpus * cell::COUNT as u32)
         .map_max_entries("NODE_COUNTERS", node_counters)
-        .map_max_entries("BLAME", blame_counters)
-        .map_max_entries("HISTS", cpus * HISTOGRAMS)
+        .map_max_entries("BLAME", blame_rows)
+        .map_max_entries("HISTS", cpus * HISTOGRAMS * bucket::OCTAVES as u32)
         .map_max_entries("INSIDE", inside(cell::COUNT as u32))
         .map_max_entries("COPIES", inside(Destination::COUNT as u32))
         .map_max_entries("READERS", inside(READERS + Source::COUNT as u32))

@@ -5,9 +5,8 @@
 //! between two snapshots. Histograms are handed out from a pool: to the series that a kernel of this
 //! plan is expected to have, before anything is attached, then to those that turn up.
 //!
-//! A snapshot looks at the cells that have counted something before; at the others, of which a
-//! kernel has ten times as many, every `FULL_EVERY` snapshots. Nothing is lost by that, since
-//! counters are cumulative.
+//! A snapshot looks at what changes often; at rows that may have changed hands, and at what takes long
+//! to name, every `FULL_EVERY` snapshots. Nothing is lost by that, since counters are cumulative.
 //!
 //! Invariant: what is read is a difference; minimum and maximum are those since measuring began.
 
@@ -16,17 +15,17 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::{
-    AuditRow, BlameCounters, CellCounters, CopyCounters, Durations, Histogram, InsideCounters,
-    NodeCounters, OpCounters, READERS, ReaderRow, Stack, WorstWait as Waited, audit, blame, miss,
-    node, reader, series,
+    AuditRow, CopyCounters, Durations, InsideCounters, NodeCounters, OpCounters, READERS,
+    ReaderRow, Stack, WorstWait as Waited, audit, blame, miss, node, reader, series,
 };
 use kcore_trace_ebpf::words::{
     self, Context as Word, Destination, Intent, Kind, Lock, Mode, Op, Source, cell,
 };
 
 use crate::cgroups::Cgroups;
-use crate::counters::Counters;
+use crate::counters::{BlameSum, CellSum, Counters};
 use crate::distribution::{Distribution, Exact};
+use crate::histograms::Expected;
 use crate::kernel::symbols::Names;
 use crate::loader::{ProgramCost, Session};
 use crate::model::{
@@ -36,9 +35,19 @@ use crate::model::{
 use crate::plan::{Hooks, Plan, PlannedLock};
 use crate::probes;
 
-/// Every so many snapshots all cells are looked at; with the default interval that is often enough
-/// for an unexpected combination to get its histogram within seconds.
+/// Every so many snapshots all is looked at.
 const FULL_EVERY: u32 = 4;
+
+/// What is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Looks {
+    /// What has changed by its counters, where it is likely.
+    AtChanges,
+    /// The same, and all rows and tables.
+    AtRows,
+    /// Everything there is.
+    Everywhere,
+}
 
 /// A waiter or a holder is some calls deep. Where unwinding got no further than the hook itself, or
 /// astray behind it, as at a return probe or an entry before 5.15, there is no stack.
@@ -52,12 +61,12 @@ fn whole(stack: Vec<String>) -> Vec<String> {
 /// Reads the counters, and remembers what it read.
 pub struct Snapshots {
     counters: Counters,
-    cells: Vec<CellCounters>,
+    cells: Vec<CellSum>,
     ops: Vec<OpCounters>,
     /// The counters of each node's locks; none on kernels without nodes.
     nodes: Vec<[NodeCounters; node::LOCKS.len()]>,
-    /// The counters of waiters by holder, by [`blame::index`].
-    blame: Vec<BlameCounters>,
+    /// The counters of waiters by holder, by [`blame::row`].
+    blame: Vec<[BlameSum; blame::HOLDERS]>,
     inside: Vec<InsideCounters>,
     copies: Vec<CopyCounters>,
     /// The rows of readers, whoever they belonged to.
@@ -73,8 +82,6 @@ pub struct Snapshots {
     /// The audit's keys of which an example was handed on.
     exemplified: HashSet<u64>,
     names: Names,
-    /// Buckets of each series that was read, as they were.
-    buckets: BTreeMap<usize, Box<Histogram>>,
     misses: [u64; miss::COUNT as usize],
     recursion_misses: u64,
     /// What the kernel said of the programs at the last call.
@@ -91,10 +98,10 @@ impl Snapshots {
         let readers = counters.reader_count();
         Ok(Self {
             counters,
-            cells: vec![CellCounters::default(); cell::COUNT],
+            cells: vec![CellSum::default(); cell::COUNT],
             ops: vec![OpCounters::default(); Op::COUNT],
             nodes: vec![Default::default(); nodes],
-            blame: vec![BlameCounters::default(); blame::COUNT],
+            blame: vec![Default::default(); blame::ROWS],
             inside: vec![InsideCounters::default(); cell::COUNT],
             copies: vec![CopyCounters::default(); Destination::COUNT],
             readers: vec![ReaderRow::default(); readers],
@@ -104,7 +111,6 @@ impl Snapshots {
             audit: HashMap::new(),
             exemplified: HashSet::new(),
             names: Names::default(),
-            buckets: BTreeMap::new(),
             misses: [0; miss::COUNT as usize],
             recursion_misses: 0,
             programs: Vec::new(),
@@ -117,12 +123,23 @@ impl Snapshots {
     /// What was counted while hooks were being attached is half of the truth. Counters are
     /// subtracted; extremes, which nothing can be subtracted from, are set back, once.
     pub fn begin(&mut self, session: &mut Session) -> Result<()> {
-        self.counters.forget_extremes();
+        self.read(session, Looks::Everywhere)?;
+        self.forget_extremes();
         self.begun_ns = monotonic_ns();
-        self.read(session, true)?;
         // Nobody keeps what was read, and with it the examples.
         self.exemplified.clear();
         Ok(())
+    }
+
+    fn forget_extremes(&mut self) {
+        self.counters.forget_extremes();
+        let cells = self.cells.iter_mut();
+        let of_cells = cells.flat_map(|cell| [&mut cell.wait, &mut cell.hold]);
+        let of_ops = self.ops.iter_mut().map(|op| &mut op.latency);
+        for durations in of_cells.chain(of_ops) {
+            durations.inverted_min_ns = 0;
+            durations.max_ns = 0;
+        }
     }
 
     /// What the programs had cost when the counters were last read.
@@ -131,36 +148,45 @@ impl Snapshots {
     }
 
     /// Whether the counters may be read.
-    pub fn try_reading(&mut self) -> Result<()> {
-        self.counters.try_reading()
+    pub fn try_reading(&mut self, session: &Session) -> Result<()> {
+        session.look_for_cells(&mut self.counters)
     }
 
     /// What was counted since the last call.
     pub fn take(&mut self, session: &mut Session) -> Result<Measured> {
         self.taken = self.taken.wrapping_add(1);
-        self.read(session, self.taken.is_multiple_of(FULL_EVERY))
+        let looks = match self.taken.is_multiple_of(FULL_EVERY) {
+            true => Looks::AtRows,
+            false => Looks::AtChanges,
+        };
+        self.read(session, looks)
     }
 
-    /// The same, with every cell looked at, of all CPUs that there may be: for the last.
+    /// The same, with everything looked at, of all CPUs that there may be: for the last.
     pub fn take_all(&mut self, session: &mut Session) -> Result<Measured> {
         self.counters.look_at_all();
-        self.read(session, true)
+        self.read(session, Looks::Everywhere)
     }
 
-    fn read(&mut self, session: &mut Session, every_cell: bool) -> Result<Measured> {
-        if every_cell {
+    fn read(&mut self, session: &mut Session, looks: Looks) -> Result<Measured> {
+        let at_rows = looks != Looks::AtChanges;
+        if at_rows {
             self.counters.look_at_running();
         }
-        let cells = self.read_cells(every_cell)?;
-        let ops = self.read_ops(session)?;
-        let nodes = self.read_nodes();
-        let blame = self.read_blame(&cells, every_cell);
+        session.look_for_cells(&mut self.counters)?;
+        if looks == Looks::Everywhere {
+            self.counters.look_at_held()?;
+        }
+        let cells = self.read_cells(looks)?;
+        let ops = self.read_ops(session, looks)?;
+        let nodes = self.read_nodes(at_rows);
+        let blame = self.read_blame(&cells, at_rows)?;
         let inside = self.read_inside()?;
         let copies = self.read_copies();
-        let readers = self.read_readers(every_cell);
-        let worst = self.read_worst(every_cell, &session.plan)?;
-        let audit = self.read_audit(every_cell, &session.plan)?;
-        let loss = self.read_loss(session);
+        let readers = self.read_readers(at_rows);
+        let worst = self.read_worst(at_rows)?;
+        let audit = self.read_audit(at_rows, &session.plan)?;
+        let loss = self.read_loss(session, at_rows);
         let unserved = self.without_histogram();
         session.hand_out(&mut self.counters, &unserved)?;
         let mut measured = Measured {
@@ -179,21 +205,18 @@ impl Snapshots {
         Ok(measured)
     }
 
-    fn read_cells(&mut self, every_cell: bool) -> Result<BTreeMap<CellKey, Cell>> {
+    fn read_cells(&mut self, looks: Looks) -> Result<BTreeMap<CellKey, Cell>> {
         let mut cells = BTreeMap::new();
-        for index in 0..cell::COUNT {
+        for index in self.counters.cells().to_vec() {
             let before = self.cells[index];
-            if !every_cell && before == CellCounters::default() {
-                continue;
-            }
             let seen = self.counters.cell(index);
             if seen == before {
                 continue;
             }
-            let contended = seen.contended != before.contended;
-            let released = seen.releases != before.releases;
-            let waits = self.buckets_of(series::wait(index), contended)?;
-            let holds = self.buckets_of(series::hold(index), released)?;
+            let waited = [before.contended, seen.contended];
+            let released = [before.releases, seen.releases];
+            let waits = self.gained(series::wait(index), waited, &seen.wait, looks)?;
+            let holds = self.gained(series::hold(index), released, &seen.hold, looks)?;
             let after = settled(&before, &seen, self.counters.cell(index));
             self.cells[index] = after;
             cells.insert(key(index)?, cell(&before, &after, &waits, &holds));
@@ -201,16 +224,22 @@ impl Snapshots {
         Ok(cells)
     }
 
-    fn read_ops(&mut self, session: &Session) -> Result<BTreeMap<Op, OpCell>> {
+    fn read_ops(&mut self, session: &Session, looks: Looks) -> Result<BTreeMap<Op, OpCell>> {
         // A tracepoint counts ops without timing them.
         let timed = session.plan.hooks != Hooks::Tracepoint;
         let mut ops = BTreeMap::new();
         for &op in Op::ALL {
             let before = self.ops[op.index()];
-            if self.counters.op(op) == before {
+            let seen = self.counters.op(op);
+            if seen == before {
                 continue;
             }
-            let buckets = self.buckets_of(series::op(op.index()), timed)?;
+            let timed_ops = if timed {
+                [before.count, seen.count]
+            } else {
+                [0; 2]
+            };
+            let buckets = self.gained(series::op(op.index()), timed_ops, &seen.latency, looks)?;
             let after = self.counters.op(op);
             self.ops[op.index()] = after;
             let count = after.count - before.count;
@@ -221,13 +250,17 @@ impl Snapshots {
         Ok(ops)
     }
 
-    /// The locks of nodes that were taken or waited for, with all nodes of each.
-    fn read_nodes(&mut self) -> BTreeMap<Lock, Nodes> {
+    /// The locks of nodes that were taken or waited for, with all nodes of each. A machine with hundreds of
+    /// CPUs has a hundred of them.
+    fn read_nodes(&mut self, at_rows: bool) -> BTreeMap<Lock, Nodes> {
         let mut nodes = BTreeMap::new();
-        for (number, before) in self.nodes.iter_mut().enumerate() {
-            for (index, (lock, before)) in node::LOCKS.into_iter().zip(before).enumerate() {
-                let after = self.counters.node(number, index);
-                let before = std::mem::replace(before, after);
+        if !at_rows {
+            return nodes;
+        }
+        let sums = self.counters.nodes();
+        for (before, after) in self.nodes.iter_mut().zip(sums) {
+            let before = std::mem::replace(before, after);
+            for ((lock, before), after) in node::LOCKS.into_iter().zip(before).zip(after) {
                 let Nodes {
                     acquisitions,
                     contended,
@@ -249,11 +282,12 @@ impl Snapshots {
         &mut self,
         changed: &BTreeMap<CellKey, Cell>,
         every_cell: bool,
-    ) -> BTreeMap<BlameKey, Blame> {
+    ) -> Result<BTreeMap<BlameKey, Blame>> {
         let waited = |index: usize| self.cells[index].contended > 0;
-        let waiters: BTreeSet<(Lock, Purpose)> = (0..cell::COUNT)
-            .filter(|&index| waited(index))
-            .filter_map(|index| {
+        let active = self.counters.cells().iter();
+        let waiters: BTreeSet<(Lock, Purpose)> = active
+            .filter(|&&index| waited(index))
+            .filter_map(|&index| {
                 let (lock, mode, intent, op) = cell::words(index)?;
                 let key = CellKey {
                     lock,
@@ -267,12 +301,12 @@ impl Snapshots {
             .collect();
         let mut blame = BTreeMap::new();
         for (lock, waiter) in waiters {
-            for holder in 0..blame::HOLDERS {
-                let place = blame::PLACES[lock.index()].into();
-                let index = blame::index(place, number(waiter), holder as u64) as usize;
-                let after = self.counters.blame(index);
-                let before = std::mem::replace(&mut self.blame[index], after);
-                let waits = after.waits - before.waits;
+            let place = blame::PLACES[lock.index()].into();
+            let row = blame::row(place, number(waiter)) as usize;
+            let after = self.counters.blame(row)?;
+            let before = std::mem::replace(&mut self.blame[row], after);
+            for (holder, (before, after)) in before.iter().zip(after).enumerate() {
+                let waits = after.waits.wrapping_sub(before.waits).into();
                 if waits > 0 {
                     let holder = purpose(holder);
                     let key = BlameKey {
@@ -285,7 +319,7 @@ impl Snapshots {
                 }
             }
         }
-        blame
+        Ok(blame)
     }
 
     fn read_inside(&mut self) -> Result<BTreeMap<CellKey, Inside>> {
@@ -341,10 +375,10 @@ impl Snapshots {
         readers
     }
 
-    /// The longest waits that were not read before.
-    fn read_worst(&mut self, every_cell: bool, plan: &Plan) -> Result<Vec<WorstWait>> {
-        // To name a stack takes as long as all else, so that it is not done for every interval.
-        if plan.stacks && !every_cell {
+    /// The longest waits that were not read before. They stay where they are, and to name a stack takes
+    /// as long as all else: it is not done for every interval.
+    fn read_worst(&mut self, at_rows: bool) -> Result<Vec<WorstWait>> {
+        if !at_rows {
             return Ok(Vec::new());
         }
         let waits: Vec<_> = self.counters.worst().collect();
@@ -373,9 +407,9 @@ impl Snapshots {
 
     /// What the audit counted. To name addresses takes as long as all else, so that it is not done
     /// for every interval.
-    fn read_audit(&mut self, every_cell: bool, plan: &Plan) -> Result<BTreeMap<AuditKey, Audit>> {
+    fn read_audit(&mut self, at_rows: bool, plan: &Plan) -> Result<BTreeMap<AuditKey, Audit>> {
         let mut audit: BTreeMap<AuditKey, Audit> = BTreeMap::new();
-        if plan.contexts.is_empty() || !every_cell {
+        if plan.contexts.is_empty() || !at_rows {
             return Ok(audit);
         }
         let rows: Vec<_> = self.counters.audit().collect();
@@ -430,32 +464,37 @@ impl Snapshots {
     }
 
     /// Samples of each bucket since the last call; none of a series that did not change, or that
-    /// has no histogram.
-    fn buckets_of(&mut self, series: usize, changed: bool) -> Result<Vec<u64>> {
-        if !changed {
+    /// has no histogram. In come the samples that it had then, and has now.
+    fn gained(
+        &mut self,
+        series: usize,
+        samples: [u64; 2],
+        durations: &Durations,
+        looks: Looks,
+    ) -> Result<Vec<u64>> {
+        let [before, now] = samples;
+        if now == before {
             return Ok(Vec::new());
         }
-        let Some(after) = self.counters.buckets(series)? else {
-            return Ok(Vec::new());
+        let expected = Expected {
+            samples: now,
+            shortest_ns: !durations.inverted_min_ns,
+            longest_ns: durations.max_ns,
+            everything: looks == Looks::Everywhere,
         };
-        let before = self.buckets.get(&series);
-        let change = after.iter().enumerate().map(|(bucket, after)| {
-            let before = before.map_or(0, |before| before[bucket]);
-            u64::from(after.wrapping_sub(before))
-        });
-        let change = change.collect();
-        self.buckets.insert(series, after);
-        Ok(change)
+        self.counters.gained(series, &expected)
     }
 
-    fn read_loss(&mut self, session: &Session) -> Loss {
+    fn read_loss(&mut self, session: &Session, at_rows: bool) -> Loss {
         let after = self.counters.misses();
         let before = std::mem::replace(&mut self.misses, after);
         let lost = |reason: u32| after[reason as usize] - before[reason as usize];
-        self.programs = session.program_costs();
+        if at_rows {
+            self.programs = session.program_costs();
+        }
         let programs = self.programs.iter();
         let misses: u64 = programs.map(|program| program.recursion_misses).sum();
-        let (in_flight_waits, in_flight_holds) = self.counters.in_flight();
+        let (in_flight_waits, holds) = self.counters.in_flight();
         Loss {
             recursion_misses: misses
                 .saturating_sub(std::mem::replace(&mut self.recursion_misses, misses)),
@@ -468,7 +507,7 @@ impl Snapshots {
             unknown_sites: lost(miss::UNKNOWN_SITE),
             unfinished_ops: lost(miss::UNFINISHED_OP),
             in_flight_waits,
-            in_flight_holds,
+            in_flight_holds: holds.len() as u64,
         }
     }
 
@@ -586,7 +625,7 @@ fn key(index: usize) -> Result<CellKey> {
 /// What counts as read: the programs go on counting. Buckets are read between two reads of the
 /// counters, so that in the long run no histogram has more samples than were counted; durations
 /// that had not changed when the buckets were skipped are left to the next time.
-fn settled(before: &CellCounters, seen: &CellCounters, after: CellCounters) -> CellCounters {
+fn settled(before: &CellSum, seen: &CellSum, after: CellSum) -> CellSum {
     let mut settled = after;
     if seen.contended == before.contended {
         settled.contended = before.contended;
@@ -599,7 +638,7 @@ fn settled(before: &CellCounters, seen: &CellCounters, after: CellCounters) -> C
     settled
 }
 
-fn cell(before: &CellCounters, after: &CellCounters, waits: &[u64], holds: &[u64]) -> Cell {
+fn cell(before: &CellSum, after: &CellSum, waits: &[u64], holds: &[u64]) -> Cell {
     let contended = after.contended - before.contended;
     let releases = after.releases - before.releases;
     Cell {

@@ -10,10 +10,10 @@ use core::ptr::read_volatile;
 use kcore_trace_ebpf::layout::{blame, flag};
 use kcore_trace_ebpf::words::Lock;
 
-use super::constants::flags;
+use super::constants::{cpus, flags};
 use super::hidden;
 use super::maps::BLAME;
-use super::record::{self, Cpu};
+use super::record;
 
 /// Whether holders are known.
 #[inline(always)]
@@ -23,22 +23,31 @@ pub(crate) fn counts() -> bool {
 
 static PLACES: [u8; Lock::COUNT] = blame::PLACES;
 
-/// A wait ended with the lock, where holders are known.
-#[inline(always)]
-pub(crate) fn waited(cpu: Cpu, cell: u32, holder: u32, wait_ns: u64) {
+/// A wait ended with the lock, where holders are known. A function, since the verifier follows what comes
+/// after once for each way out.
+#[inline(never)]
+pub(crate) fn waited(cell: u32, holder: u32, wait_ns: u64) -> u64 {
     let lock = hidden(blame::lock(cell.into()));
     if lock >= Lock::COUNT as u64 {
-        return;
+        return 0;
     }
     // SAFETY: the lock is inside the table.
     let place = unsafe { read_volatile(PLACES.as_ptr().add(lock as usize)) };
-    let index = blame::index(place.into(), blame::purpose(cell.into()), holder.into());
-    let first = cpu.id() * blame::COUNT as u32;
-    if let Some(counters) = BLAME.get_ptr_mut(first + index as u32) {
-        // SAFETY: the counters are a map value.
-        unsafe {
-            record::add(&raw mut (*counters).waits, 1);
-            record::add(&raw mut (*counters).wait_sum_ns, wait_ns);
-        }
+    let row = blame::row(place.into(), blame::purpose(cell.into()));
+    let Some(row) = BLAME.get_ptr_mut(row as u32 * cpus() + record::cpu_id()) else {
+        return 0;
+    };
+    // Hidden last: a check of another copy is none for the verifier.
+    let offset = hidden(u64::from(holder) * size_of::<u32>() as u64) as usize;
+    if offset >= blame::HOLDERS * size_of::<u32>() {
+        return 0;
     }
+    // SAFETY: the row is a map value; the holder is inside both arrays, of four and of eight bytes each.
+    unsafe {
+        let waits = (&raw mut (*row).waits).cast::<u32>();
+        record::add_half(waits.byte_add(offset), 1);
+        let sums = (&raw mut (*row).wait_sum_ns).cast::<u64>();
+        record::add(sums.byte_add(2 * offset), wait_ns);
+    }
+    0
 }

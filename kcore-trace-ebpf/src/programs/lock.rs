@@ -10,7 +10,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
-use kcore_trace_ebpf::layout::{self, CellCounters, Held, Slot, flag, miss, series, state, text};
+use kcore_trace_ebpf::layout::{self, Held, Slot, flag, miss, series, state, text};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
 
 use super::audit::{self, Acquisition};
@@ -204,7 +204,7 @@ unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) ->
 #[inline(always)]
 pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let Class { cell, site } = classify(slot, taken, here, caller);
@@ -220,7 +220,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
             Some(waiting) => {
                 (*waiting).reader = reader;
                 let wait_ns = now().wrapping_sub((*waiting).since_ns);
-                wait_ended(caller.context(), cpu, counters, waiting, index, wait_ns);
+                wait_ended(caller.context(), cpu, waiting, index, wait_ns);
                 waiting
             }
             None if taken.followed => {
@@ -229,7 +229,10 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
                 };
                 room
             }
-            None => return,
+            None => {
+                record::occurs(index);
+                return;
+            }
         };
         (*held).cell = index;
         (*held).reader = reader;
@@ -302,7 +305,7 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
 #[inline(always)]
 pub(crate) fn tried(ctx: Context, got_it: bool, followed: bool) {
     let Some(slot) = slot::find() else { return };
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let tried = slot::latest(slot, state::TRYING, state::TRYING_WAITING);
@@ -313,14 +316,14 @@ pub(crate) fn tried(ctx: Context, got_it: bool, followed: bool) {
         };
         let waited = (*held).state == state::TRYING_WAITING;
         if !got_it {
-            give_up(slot, held, counters, waited);
+            give_up(slot, held, cpu, waited);
             return;
         }
         record::add(&raw mut (*counters).acquisitions, 1);
         node::acquired(cpu, index, (*held).address);
         if waited {
             let wait_ns = now().wrapping_sub((*held).since_ns);
-            wait_ended(ctx, cpu, counters, held, index, wait_ns);
+            wait_ended(ctx, cpu, held, index, wait_ns);
         }
         become_held(slot, held, followed);
     }
@@ -345,32 +348,24 @@ unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
             (*held).state = state::HELD;
             since_now(slot, held);
         } else {
+            record::occurs((*held).cell);
             slot::vacate(slot, held);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn wait_ended(
-    ctx: Context,
-    cpu: Cpu,
-    counters: *mut CellCounters,
-    held: *mut Held,
-    index: u32,
-    wait_ns: u64,
-) {
+unsafe fn wait_ended(ctx: Context, cpu: Cpu, held: *mut Held, index: u32, wait_ns: u64) {
     // SAFETY: the caller passes map values.
     unsafe {
-        record::add(&raw mut (*counters).contended, 1);
-        let series = series::wait(index as usize) as u32;
-        cpu.duration(&raw mut (*counters).wait, series, wait_ns);
+        record::waited(index, wait_ns);
         node::waited(cpu, index, (*held).address, wait_ns);
         if flags(flag::INSIDE) != 0 {
             reader::waited((*held).reader.into(), wait_ns);
         }
         if blamed::counts() {
             let holder = holder::blamed(held);
-            blamed::waited(cpu, index, holder.purpose.into(), wait_ns);
+            blamed::waited(index, holder.purpose.into(), wait_ns);
             if flags(flag::INSIDE) != 0 {
                 reader::inflicted(holder.reader.into(), wait_ns);
             }
@@ -383,17 +378,29 @@ unsafe fn wait_ended(
 }
 
 #[inline(always)]
-unsafe fn give_up(slot: *mut Slot, held: *mut Held, counters: *mut CellCounters, waited: bool) {
+unsafe fn give_up(slot: *mut Slot, held: *mut Held, cpu: Cpu, waited: bool) {
     // SAFETY: the caller passes map values.
     unsafe {
         if waited {
-            record::add(&raw mut (*counters).aborted, 1);
             let wait_ns = now().wrapping_sub((*held).since_ns);
-            record::add(&raw mut (*counters).aborted_wait_ns, wait_ns);
+            record::occurs((*held).cell);
+            if let Some(rare) = cpu.rare((*held).cell) {
+                record::add(&raw mut (*rare).aborted, 1);
+                record::add(&raw mut (*rare).aborted_wait_ns, wait_ns);
+            }
         } else {
-            record::add(&raw mut (*counters).try_failed, 1);
+            try_failed(cpu, (*held).cell);
         }
         slot::vacate(slot, held);
+    }
+}
+
+#[inline(always)]
+unsafe fn try_failed(cpu: Cpu, cell: u32) {
+    record::occurs(cell);
+    if let Some(rare) = cpu.rare(cell) {
+        // SAFETY: a map value.
+        unsafe { record::add(&raw mut (*rare).try_failed, 1) };
     }
 }
 
@@ -401,16 +408,17 @@ unsafe fn give_up(slot: *mut Slot, held: *mut Held, counters: *mut CellCounters,
 #[inline(always)]
 pub(crate) fn failed(taken: Taken, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let index = cpu.forget(classify(slot, taken, here, caller).cell);
-        let Some(counters) = cpu.cell(index) else {
-            return;
-        };
         match slot::held(slot, taken.address, state::WAITING) {
-            Some(waiting) => give_up(slot, waiting, counters, true),
-            None => record::add(&raw mut (*counters).try_failed, 1),
+            Some(waiting) => {
+                // Where only the slow path was seen before, the cell was not known.
+                (*waiting).cell = index;
+                give_up(slot, waiting, cpu, true);
+            }
+            None => try_failed(cpu, index),
         }
     }
 }
@@ -439,7 +447,7 @@ pub(crate) fn slow_path(address: u64) {
 /// from the stack.
 #[inline(always)]
 pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     let by_op = intent_of(taken, stack.op);
     let intent = by_op.map_or(intent_at(taken, stack.site), |intent| intent as u32);
     let cell = cpu.forget(cell_of(taken, intent, stack.op));
@@ -505,19 +513,16 @@ pub(crate) fn latest_slow_path_done(ctx: Context, got_it: bool, followed: bool) 
 
 #[inline(always)]
 unsafe fn done(ctx: Context, slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     // SAFETY: the caller passes map values.
     unsafe {
         let index = (*held).cell;
-        let Some(counters) = cpu.cell(index) else {
-            return;
-        };
         if !got_it {
-            give_up(slot, held, counters, true);
+            give_up(slot, held, cpu, true);
             return;
         }
         let wait_ns = now().wrapping_sub((*held).since_ns);
-        wait_ended(ctx, cpu, counters, held, index, wait_ns);
+        wait_ended(ctx, cpu, held, index, wait_ns);
         become_held(slot, held, followed && flags(flag::EVERY_ACQUISITION) != 0);
     }
 }
@@ -573,7 +578,7 @@ fn try_release(ctx: Context, address: u64, mode: Mode, end_ns: u64) -> bool {
 
 #[inline(always)]
 unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     // SAFETY: the caller passes a map value.
     unsafe {
         let index = (*held).cell;
@@ -583,7 +588,10 @@ unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
         let hold_ns = end_ns.wrapping_sub((*held).since_ns);
         record::add(&raw mut (*counters).releases, 1);
         let series = series::hold(index as usize) as u32;
-        cpu.duration(&raw mut (*counters).hold, series, hold_ns);
+        let hold = &raw mut (*counters).hold;
+        cpu.duration(hold, series, hold_ns, || {
+            record::occurs(index);
+        });
         if flags(flag::INSIDE) != 0 {
             reader::held((*held).reader.into(), index, hold_ns, end_ns);
         }
@@ -603,7 +611,7 @@ pub(crate) fn downgrade(taken: Taken) {
         hold_ended(held, end_ns);
         let op = (*held).cell % Op::COUNT as u32;
         let index = cell_of(taken, Intent::Read as u32, op);
-        let Some(counters) = record::cpu().and_then(|cpu| cpu.cell(index)) else {
+        let Some(counters) = record::cpu().cell(index) else {
             return;
         };
         record::add(&raw mut (*counters).acquisitions, 1);

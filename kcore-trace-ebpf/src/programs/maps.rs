@@ -9,15 +9,30 @@ use core::cell::UnsafeCell;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
-    AuditTable, BlameCounters, CopyCounters, CpuCounters, HISTOGRAMS, Histogram, HistogramOf,
-    HolderStack, InsideCounters, NodeCounters, ReaderRow, SITE_CACHE, SLOTS, SiteTable, Slot,
-    WorstStacks, WorstTable, series,
+    ActiveCells, AuditTable, BlameRow, CellCounters, CopyCounters, CpuCounters, HistogramOf,
+    HolderStack, InsideCounters, NodeCounters, Octave, RareCounters, ReaderRow, SITE_CACHE, SLOTS,
+    SiteTable, Slot, WorstStacks, WorstTable, series,
 };
+use kcore_trace_ebpf::words::cell;
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
 const MAPPABLE: u32 = 1 << 10;
 
-/// The counters, one element per possible CPU: 38 KiB each.
+/// The counters of cells: 25 KiB for each CPU, those of a cell together, so that userspace looks at
+/// nothing else than the cells that occur, a tenth of all.
+#[map]
+pub(crate) static CELLS: Array<CellCounters> = Array::with_max_entries(1, MAPPABLE);
+
+/// In the same order, what is seldom written of them: 12 KiB for each CPU.
+#[map]
+pub(crate) static RARE: Array<RareCounters> = Array::with_max_entries(1, MAPPABLE);
+
+/// Which cells occur.
+#[unsafe(link_section = ".bss.active")]
+#[unsafe(no_mangle)]
+pub(crate) static ACTIVE: Shared<ActiveCells> = Shared::new([0; cell::COUNT]);
+
+/// The other counters, one element per possible CPU.
 #[map]
 pub(crate) static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MAPPABLE);
 
@@ -26,15 +41,15 @@ pub(crate) static COUNTERS: Array<CpuCounters> = Array::with_max_entries(1, MAPP
 #[map]
 pub(crate) static NODE_COUNTERS: Array<NodeCounters> = Array::with_max_entries(1, MAPPABLE);
 
-/// Who waits for whom: 55 KiB for each CPU, those of a CPU together; one that nothing writes where
-/// holders are not known.
+/// Who waits for whom: 48 KiB for each CPU, the rows of one kind of waiter together; one that nothing
+/// writes where holders are not known.
 #[map]
-pub(crate) static BLAME: Array<BlameCounters> = Array::with_max_entries(1, MAPPABLE);
+pub(crate) static BLAME: Array<BlameRow> = Array::with_max_entries(1, MAPPABLE);
 
-/// A pool of histograms, 400 KiB per CPU: those of one number for all CPUs stand together. A tenth
-/// of the cells occurs on any one kernel, so userspace hands them out.
+/// A pool of histograms, 388 KiB for each CPU: the octaves of one number follow each other, each with a
+/// value for every CPU. A tenth of the cells occurs on any one kernel, so userspace hands the numbers out.
 #[map]
-pub(crate) static HISTS: Array<Histogram> = Array::with_max_entries(HISTOGRAMS, 0);
+pub(crate) static HISTS: Array<Octave> = Array::with_max_entries(1, MAPPABLE);
 
 /// What happens inside the holds of each cell: 22 KiB. All CPUs share it, since nothing of it is
 /// frequent; one that nothing writes where it is not looked at.
@@ -69,7 +84,7 @@ pub(crate) static AUDIT: Array<AuditTable> = Array::with_max_entries(1, MAPPABLE
 /// address is known to the programs, so that no look-up is needed.
 #[unsafe(link_section = ".bss.hist_of")]
 #[unsafe(no_mangle)]
-pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::COUNT]);
+pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::ALWAYS_ZERO + 2]);
 
 /// What tasks are doing, found by a hash of the task's address: 440 KiB, with more than 64 CPUs
 /// 7 KiB for each.

@@ -88,20 +88,20 @@ fn exit(here: Here) {
 
 #[inline(always)]
 fn ended(op: u32, ns: u64) {
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     let Some(counters) = cpu.op(op) else { return };
     // SAFETY: the counters are a map value.
     unsafe {
         record::add(&raw mut (*counters).count, 1);
         let series = series::op(op as usize) as u32;
-        cpu.duration(&raw mut (*counters).latency, series, ns);
+        cpu.duration(&raw mut (*counters).latency, series, ns, || ());
     }
 }
 
 /// Counts an op of which only a tracepoint is seen.
 #[inline(always)]
 pub(crate) fn count(op: Op) {
-    if let Some(counters) = record::cpu().and_then(|cpu| cpu.op(op as u32)) {
+    if let Some(counters) = record::cpu().op(op as u32) {
         // SAFETY: the counters are a map value.
         unsafe { record::add(&raw mut (*counters).count, 1) };
     }

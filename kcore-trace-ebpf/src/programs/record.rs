@@ -5,33 +5,32 @@
 //! maximum are not: a lost race there needs two extremes within the same few nanoseconds.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::layout::{CellCounters, CpuCounters, Durations, OpCounters, miss, series};
-use kcore_trace_ebpf::words::{Lock, Op, cell};
+use kcore_trace_ebpf::layout::{
+    ActiveCells, CellCounters, Durations, OpCounters, RareCounters, miss, series,
+};
+use kcore_trace_ebpf::words::{Lock, Op};
 
 use super::constants::cpus;
 use super::hidden;
-use super::maps::{COUNTERS, HIST_OF, HISTS};
+use super::maps::{ACTIVE, CELLS, COUNTERS, HIST_OF, HISTS, RARE};
 
 /// No role: of a lock that is not known.
 pub(crate) const NO_ROLE: u32 = u32::MAX;
 
-/// This CPU, and what it counts.
+/// This CPU, which finds what it counts.
 #[derive(Clone, Copy)]
 pub(crate) struct Cpu {
     id: u32,
-    counters: *mut CpuCounters,
 }
 
 /// The CPU that we are on.
 #[inline(always)]
-pub(crate) fn cpu() -> Option<Cpu> {
-    let id = cpu_id();
-    let counters = COUNTERS.get_ptr_mut(id)?;
-    Some(Cpu { id, counters })
+pub(crate) fn cpu() -> Cpu {
+    Cpu { id: cpu_id() }
 }
 
 /// Its number alone.
@@ -53,8 +52,13 @@ impl Cpu {
     /// the same to it.
     #[inline(always)]
     pub(crate) fn forget(self, value: u32) -> u32 {
-        // SAFETY: a map value.
-        value.wrapping_add(unsafe { read_volatile(&raw const (*self.counters).zero) } as u32)
+        // SAFETY: the last two of a static, at a multiple of eight bytes: of a word of four it would know
+        // how large it can be.
+        let zero = unsafe {
+            let last = HIST_OF.get().cast::<u32>().add(series::ALWAYS_ZERO);
+            read_volatile(last.cast::<u64>())
+        };
+        value.wrapping_add(zero as u32)
     }
 
     /// The number of a role, or [`NO_ROLE`], as [`Cpu::forget`] leaves it.
@@ -66,38 +70,50 @@ impl Cpu {
     /// The counters of a cell.
     #[inline(always)]
     pub(crate) fn cell(self, index: u32) -> Option<*mut CellCounters> {
-        // Hidden from the compiler, which would remove the check that the verifier needs.
-        let index = hidden(index.into());
-        if index >= cell::COUNT as u64 {
-            return None;
-        }
-        // SAFETY: a map value; the index is inside the array.
-        unsafe {
-            let first = (&raw mut (*self.counters).cells).cast::<CellCounters>();
-            Some(first.add(index as usize))
-        }
+        CELLS.get_ptr_mut(self.of_cell(index))
+    }
+
+    /// What is seldom written of them.
+    #[inline(always)]
+    pub(crate) fn rare(self, index: u32) -> Option<*mut RareCounters> {
+        RARE.get_ptr_mut(self.of_cell(index))
+    }
+
+    #[inline(always)]
+    fn of_cell(self, index: u32) -> u32 {
+        index * cpus() + self.id
     }
 
     /// The counters of an op.
     #[inline(always)]
     pub(crate) fn op(self, index: u32) -> Option<*mut OpCounters> {
+        // Hidden from the compiler, which would remove the check that the verifier needs.
         let index = hidden(index.into());
         if index >= Op::COUNT as u64 {
             return None;
         }
-        // SAFETY: as above.
+        let counters = COUNTERS.get_ptr_mut(self.id)?;
+        // SAFETY: a map value; the index is inside the array.
         unsafe {
-            let first = (&raw mut (*self.counters).ops).cast::<OpCounters>();
+            let first = (&raw mut (*counters).ops).cast::<OpCounters>();
             Some(first.add(index as usize))
         }
     }
 
-    /// Adds a duration to sum, minimum, maximum and the histogram of its series.
+    /// Adds a duration to sum, minimum, maximum and the histogram of its series, and calls back if it is
+    /// the longest so far, as the first one is: a branch of its own would be one more way for the
+    /// verifier to follow.
     ///
     /// # Safety
     /// `durations` points into a map value.
     #[inline(always)]
-    pub(crate) unsafe fn duration(self, durations: *mut Durations, series: u32, ns: u64) {
+    pub(crate) unsafe fn duration(
+        self,
+        durations: *mut Durations,
+        series: u32,
+        ns: u64,
+        longest: impl FnOnce(),
+    ) {
         // SAFETY: the caller says that the pointer is valid.
         unsafe {
             add(&raw mut (*durations).sum_ns, ns);
@@ -106,11 +122,13 @@ impl Cpu {
             }
             if (*durations).max_ns < ns {
                 (*durations).max_ns = ns;
+                longest();
             }
         }
         self.histogram(series, ns);
     }
 
+    /// Adds a duration to the histogram of its series.
     #[inline(always)]
     fn histogram(self, series: u32, ns: u64) {
         let series = hidden(series.into());
@@ -122,18 +140,53 @@ impl Cpu {
         if number == 0 {
             return miss(miss::NO_HISTOGRAM);
         }
-        let Some(histogram) = HISTS.get_ptr_mut((number - 1) * cpus() + self.id) else {
-            return;
-        };
-        let bucket = hidden(self.forget(bucket::index_by(ns, exponent)).into());
-        if bucket < bucket::COUNT as u64 {
-            // SAFETY: the bucket is inside the histogram.
+        let bucket = self.forget(bucket::index_by(ns, exponent));
+        let octave = (number - 1) * bucket::OCTAVES as u32 + bucket / bucket::SUB;
+        if let Some(octave) = HISTS.get_ptr_mut(octave * cpus() + self.id) {
+            let bucket = hidden(bucket.into()) % u64::from(bucket::SUB);
+            // SAFETY: the bucket is inside the octave.
             unsafe {
-                let counter = histogram.cast::<u32>().add(bucket as usize);
+                let counter = octave.cast::<u32>().add(bucket as usize);
                 add_half(counter, 1);
             }
         }
     }
+}
+
+/// A wait ended with the lock. A function, since the verifier follows what comes after once for each way
+/// out.
+#[inline(never)]
+pub(crate) fn waited(cell: u32, ns: u64) -> u64 {
+    let cpu = cpu();
+    let (Some(counters), Some(rare)) = (cpu.cell(cell), cpu.rare(cell)) else {
+        return 0;
+    };
+    // SAFETY: map values.
+    unsafe {
+        add(&raw mut (*counters).contended, 1);
+        add(&raw mut (*counters).wait_sum_ns, ns);
+        if (*counters).wait_max_ns < ns {
+            (*counters).wait_max_ns = ns;
+            occurs(cell);
+        }
+        if (*rare).inverted_wait_min_ns < !ns {
+            (*rare).inverted_wait_min_ns = !ns;
+        }
+    }
+    cpu.histogram(series::wait(cell as usize) as u32, ns);
+    0
+}
+
+/// Something is counted in a cell, perhaps for the first time: userspace is to look at it. A function for
+/// the same reason.
+#[inline(never)]
+pub(crate) fn occurs(cell: u32) -> u64 {
+    let offset = hidden(u64::from(cell) * size_of::<u32>() as u64) as usize;
+    if offset <= size_of::<ActiveCells>() - size_of::<u32>() {
+        // SAFETY: the cell is inside the static.
+        unsafe { write_volatile(ACTIVE.get().cast::<u32>().byte_add(offset), 1) };
+    }
+    0
 }
 
 #[unsafe(no_mangle)]
@@ -169,10 +222,10 @@ pub(crate) unsafe fn add_half(word: *mut u32, value: u32) {
 /// Counts something that could not be counted as it should.
 #[inline(always)]
 pub(crate) fn miss(reason: u32) {
-    if let Some(cpu) = cpu() {
+    if let Some(counters) = COUNTERS.get_ptr_mut(cpu_id()) {
         // SAFETY: a map value; all reasons are constants inside the array.
         unsafe {
-            let first = (&raw mut (*cpu.counters).misses).cast::<u64>();
+            let first = (&raw mut (*counters).misses).cast::<u64>();
             add(first.add(reason as usize), 1);
         }
     }

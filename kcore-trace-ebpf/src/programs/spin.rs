@@ -129,7 +129,7 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
         }
         None => return,
     };
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     // Before the stack is walked, so that the verifier follows the walk once for all roles.
     let role = cpu.role(Some(lock));
     let Some(stack) = site::stack(ctx) else {

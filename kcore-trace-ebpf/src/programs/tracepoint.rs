@@ -90,7 +90,7 @@ fn begin(ctx: Context) {
     if lock::is_waiting(lock) {
         return;
     }
-    let Some(cpu) = record::cpu() else { return };
+    let cpu = record::cpu();
     // Before the stack is walked, so that the verifier follows the walk once for all roles.
     let known = cpu.role(known(lock));
     let Some(stack) = site::stack(ctx) else {

@@ -159,7 +159,7 @@ pub(crate) unsafe fn released(ctx: Context, held: *const Held, end_ns: u64) {
         if !holder::is_waited_for(address, turn) {
             return;
         }
-        let Some(cpu) = record::cpu() else { return };
+        let cpu = record::cpu();
         let Some(table) = maps::WORST.get_ptr_mut(cpu.id()) else {
             return;
         };

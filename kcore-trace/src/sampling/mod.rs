@@ -231,7 +231,9 @@ impl Sampler {
     /// capabilities.
     pub(crate) fn try_reading(&mut self) -> Result<()> {
         let active = self.active.as_mut();
-        active.map_or(Ok(()), |active| active.snapshots.try_reading())
+        active.map_or(Ok(()), |active| {
+            active.snapshots.try_reading(&active.session)
+        })
     }
 
     /// Ends the interval that is running.
