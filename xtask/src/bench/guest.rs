@@ -16,7 +16,7 @@ use super::{
     ledger::{Ledger, Measured},
     peers::Peers,
     rows::{self, Row},
-    scale::{self, Seen},
+    scale::{self, SHAPES, Seen, Shape},
 };
 use crate::lab::{
     artefacts, cases, initramfs,
@@ -55,28 +55,36 @@ pub(crate) enum What {
     /// What a tool says of holds of a known length.
     Accuracy(Tool),
     /// What recording takes where there may be many CPUs.
-    Scale,
+    Scale(&'static Shape),
 }
 
 impl What {
     fn all() -> Vec<Self> {
         let rows = rows::ROWS.iter().map(Self::Row);
         let tools = Tool::ALL.into_iter().map(Self::Accuracy);
-        rows.chain(tools).chain([Self::Scale]).collect()
+        let scales = SHAPES.iter().map(Self::Scale);
+        rows.chain(tools).chain(scales).collect()
     }
 
     fn needs_peers(self) -> bool {
         match self {
             Self::Row(row) => row.needs_peers(),
             Self::Accuracy(tool) => tool.needs_peers(),
-            Self::Scale => false,
+            Self::Scale(_) => false,
         }
     }
 
     fn cpus(self) -> u32 {
         match self {
             Self::Row(_) | Self::Accuracy(_) => 1,
-            Self::Scale => scale::CPUS,
+            Self::Scale(shape) => shape.cpus,
+        }
+    }
+
+    fn cpu(self) -> &'static str {
+        match self {
+            Self::Row(_) | Self::Accuracy(_) => qemu::CPU,
+            Self::Scale(_) => scale::CPU,
         }
     }
 
@@ -84,7 +92,7 @@ impl What {
     fn words(self) -> &'static str {
         match self {
             Self::Row(_) | Self::Accuracy(_) => "",
-            Self::Scale => scale::WORDS,
+            Self::Scale(shape) => shape.words,
         }
     }
 
@@ -92,7 +100,7 @@ impl What {
         match self {
             Self::Row(row) => row.name.to_owned(),
             Self::Accuracy(tool) => format!("known-hold-{}", tool.name()),
-            Self::Scale => "scale".to_owned(),
+            Self::Scale(shape) => shape.name.to_owned(),
         }
     }
 }
@@ -137,7 +145,7 @@ impl Bench<'_> {
         let boots = wanted.iter().filter_map(|&what| {
             let booted = match what {
                 What::Row(row) => row.kernel(name)?,
-                What::Accuracy(_) | What::Scale => name,
+                What::Accuracy(_) | What::Scale(_) => name,
             };
             let kernel = self.kernels.iter().find(|kernel| kernel.line == booted)?;
             let boot = Boot { name, kernel, what };
@@ -145,7 +153,7 @@ impl Bench<'_> {
                 What::Row(_) => true,
                 What::Accuracy(_) => boot.has_module(),
                 // Only Debian's kernels count the time that a thread is on a CPU.
-                What::Scale => !boot.has_module(),
+                What::Scale(_) => !boot.has_module(),
             };
             fits.then_some(boot)
         });
@@ -161,7 +169,7 @@ impl Bench<'_> {
                 steps.push(match boot.what {
                     What::Row(row) => row.step(&step, name, boot.has_module()),
                     What::Accuracy(tool) => tool.step(&step, name),
-                    What::Scale => scale::step(&step),
+                    What::Scale(shape) => shape.step(&step),
                 });
             }
         }
@@ -198,6 +206,7 @@ impl Bench<'_> {
             kernel: &boot.kernel.image,
             initramfs,
             cpus: boot.what.cpus(),
+            cpu: boot.what.cpu(),
             counts_instructions: true,
             words: format!(
                 "{} kcore_trace.step={} {}",
@@ -225,7 +234,7 @@ impl Bench<'_> {
             None => match boot.what {
                 What::Row(_) => sent.measured(boot.has_module()),
                 What::Accuracy(tool) => self.reported(tool, &folder),
-                What::Scale => match Seen::read(&folder) {
+                What::Scale(_) => match Seen::read(&folder) {
                     Ok(seen) => Measured {
                         seen: Some(seen),
                         ..Measured::default()

@@ -32,6 +32,7 @@ use self::{
     ledger::Ledger,
     peers::Peers,
     rows::{ROWS, Row},
+    scale::{SHAPES, Shape},
 };
 use crate::{
     cargo,
@@ -56,8 +57,8 @@ pub(crate) struct Options {
     /// Only these kernels: variants of `lab build`, or lines of Debian's kernels as in `6.12`
     #[arg(long, value_name = "NAME", value_parser = kernel)]
     kernel: Vec<&'static str>,
-    /// Only these rows; `known-hold` is what tools say of a hold of known length, `scale`
-    /// what recording takes for itself, `host` what is measured on the running kernel, `day`
+    /// Only these rows; `known-hold` is what tools say of a hold of known length, `scale` and
+    /// `scale-crowd` what recording takes for itself where there are many CPUs, `host` what is measured on the running kernel, `day`
     /// how long recordings of a day take to read
     #[arg(long, value_name = "NAME", value_parser = wanted)]
     row: Vec<Wanted>,
@@ -121,13 +122,11 @@ impl Options {
     fn in_guests(&self) -> Vec<What> {
         let rows = self.rows().into_iter().map(What::Row);
         let tools = self.tools().iter().copied().map(What::Accuracy);
-        let scale = match self.row.as_slice() {
+        let scales = SHAPES.iter().filter(|shape| match self.row.as_slice() {
             [] => !self.quick,
-            named => named.iter().any(|wanted| matches!(wanted, Wanted::Scale)),
-        };
-        rows.chain(tools)
-            .chain(scale.then_some(What::Scale))
-            .collect()
+            named => named.iter().any(|wanted| wanted.is(shape)),
+        });
+        rows.chain(tools).chain(scales.map(What::Scale)).collect()
     }
 
     /// Whether that is measured on the running kernel.
@@ -152,7 +151,7 @@ impl Options {
 enum Wanted {
     Row(&'static Row),
     KnownHold,
-    Scale,
+    Scale(&'static Shape),
     Host,
     Day,
 }
@@ -161,8 +160,12 @@ impl Wanted {
     fn row(&self) -> Option<&'static Row> {
         match self {
             Self::Row(row) => Some(row),
-            Self::KnownHold | Self::Scale | Self::Host | Self::Day => None,
+            Self::KnownHold | Self::Scale(_) | Self::Host | Self::Day => None,
         }
+    }
+
+    fn is(&self, shape: &Shape) -> bool {
+        matches!(self, Self::Scale(named) if named.name == shape.name)
     }
 }
 
@@ -179,16 +182,19 @@ fn kernel(name: &str) -> Result<&'static str, String> {
 fn wanted(name: &str) -> Result<Wanted, String> {
     match name {
         KNOWN_HOLD => return Ok(Wanted::KnownHold),
-        SCALE => return Ok(Wanted::Scale),
         HOST => return Ok(Wanted::Host),
         DAY => return Ok(Wanted::Day),
         _ => (),
     }
+    if let Some(shape) = SHAPES.iter().find(|shape| shape.name == name) {
+        return Ok(Wanted::Scale(shape));
+    }
     let row = ROWS.iter().find(|row| row.name == name);
     row.map(Wanted::Row).ok_or_else(|| {
-        let names: Vec<_> = ROWS.iter().map(|row| row.name).collect();
+        let rows = ROWS.iter().map(|row| row.name);
+        let names: Vec<_> = rows.chain(SHAPES.iter().map(|shape| shape.name)).collect();
         format!(
-            "there are {}, {KNOWN_HOLD}, {SCALE}, {HOST}, {DAY}",
+            "there are {}, {KNOWN_HOLD}, {HOST}, {DAY}",
             names.join(", ")
         )
     })
@@ -196,7 +202,6 @@ fn wanted(name: &str) -> Result<Wanted, String> {
 
 /// What `--row` calls what has no row of its own.
 const KNOWN_HOLD: &str = "known-hold";
-const SCALE: &str = "scale";
 const HOST: &str = "host";
 const DAY: &str = "day";
 

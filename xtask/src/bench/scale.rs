@@ -1,8 +1,8 @@
 //! What recording takes for itself where there may be many CPUs.
 //!
 //! In: what a guest saw from outside the recorder. Out: its numbers by interval and by CPU. The
-//! guest runs one of its CPUs, so that maps and snapshots are those of a big machine
-//! while its clock still counts instructions.
+//! guest runs one CPU, so that its clock still counts instructions. It has 64, of which the others
+//! sleep, or the recorder is made believe that there are 256 and finds that all of them count.
 
 use std::path::Path;
 
@@ -10,24 +10,60 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// CPUs that the guest has.
-pub(crate) const CPUS: u32 = 64;
-/// All but one of them stay asleep, and may come at any time as far as the kernel knows.
-pub(crate) const WORDS: &str = "maxcpus=1";
+/// A machine.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    /// What users read.
+    pub(crate) about: &'static str,
+    /// CPUs that the guest has.
+    pub(crate) cpus: u32,
+    /// Words for its kernel.
+    pub(crate) words: &'static str,
+    /// Whether the recorder is made believe in more of them.
+    crowded: bool,
+}
+
+/// Without the two features for which a kernel copies memory by one instruction that repeats itself for
+/// each byte: a snapshot copies much, and counting would take each byte for an instruction.
+pub(crate) const CPU: &str = "max,-hypervisor,-erms,-fsrm";
+
+pub(crate) static SHAPES: [Shape; 2] = [
+    Shape {
+        name: "scale",
+        about: "one of them runs",
+        cpus: 64,
+        // All but one stay asleep, and may come at any time as far as the kernel knows.
+        words: "maxcpus=1",
+        crowded: false,
+    },
+    Shape {
+        name: "scale-crowd",
+        about: "all of them take and wait for the same locks (simulated)",
+        cpus: 1,
+        words: "",
+        crowded: true,
+    },
+];
 
 /// Intervals of a second that are watched.
 const SECONDS: u32 = 20;
 
-/// The step of a guest's script: a recorder at level full while something is recorded.
-pub(crate) fn step(name: &str) -> Value {
-    let seconds = SECONDS.to_string();
-    json!({
-        "name": name,
-        "cpus": 1,
-        "bench": true,
-        "around": ["/init", "--bench-recorder", "full", seconds, "--"],
-        "stress": ["--maps", "1", "-d", format!("{}s", SECONDS + 10)],
-    })
+impl Shape {
+    /// The step of a guest's script: a recorder at level full while something is recorded.
+    pub(crate) fn step(&self, name: &str) -> Value {
+        let seconds = SECONDS.to_string();
+        let mut around = vec!["/init", "--bench-recorder", "full", seconds.as_str()];
+        around.extend(self.crowded.then_some("crowd"));
+        around.push("--");
+        json!({
+            "name": name,
+            "cpus": 1,
+            "bench": true,
+            "around": around,
+            "stress": ["--maps", "1", "-d", format!("{}s", SECONDS + 20)],
+        })
+    }
 }
 
 /// What a guest saw.
@@ -40,6 +76,11 @@ pub(crate) struct Seen {
     pub(crate) resident_peak_kib: u64,
     pub(crate) maps: u32,
     pub(crate) maps_bytes: u64,
+    /// Histograms that all CPUs added to in each interval, and octaves of them.
+    #[serde(default)]
+    pub(crate) series: u32,
+    #[serde(default)]
+    pub(crate) octaves: u32,
 }
 
 impl Seen {
@@ -67,6 +108,12 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::qemu;
+
+    #[test]
+    fn the_machine_is_that_of_the_other_rows_with_less() {
+        assert!(CPU.starts_with(qemu::CPU));
+    }
 
     #[test]
     fn what_was_seen_is_spread_over_intervals_and_cpus() {

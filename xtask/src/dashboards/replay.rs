@@ -67,6 +67,7 @@ impl Pages {
             kernel: &kernel.image,
             initramfs: &initramfs,
             cpus: 4,
+            cpu: qemu::CPU,
             counts_instructions: false,
             words: format!(
                 "{} kcore_trace.filter={CASE}",

@@ -154,6 +154,7 @@ impl Cases<'_> {
             kernel: &boot.kernel.image,
             initramfs,
             cpus: boot.config.cpus,
+            cpu: qemu::CPU,
             counts_instructions: false,
             words: words(boot.config.name, &boot.kernel) + &filter.unwrap_or_default(),
             timeout: self.timeout,

@@ -25,6 +25,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) cpus: u32,
+    /// What each of them is: [`CPU`] with more behind it, if need be.
+    pub(crate) cpu: &'static str,
     /// Whether the guest's clock counts executed instructions, one a nanosecond: what the host
     /// does meanwhile then changes nothing.
     pub(crate) counts_instructions: bool,
@@ -32,6 +34,10 @@ pub(crate) struct Machine<'a> {
     pub(crate) words: String,
     pub(crate) timeout: Duration,
 }
+
+/// All that QEMU can emulate. A kernel that sees a hypervisor takes the test-and-set spinlock, which
+/// fires no contention event; bare metal gets the queued one.
+pub(crate) const CPU: &str = "max,-hypervisor";
 
 /// The files of a boot, all in one folder.
 pub(crate) struct Files<'a> {
@@ -108,6 +114,7 @@ fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
         kernel,
         initramfs,
         cpus,
+        cpu,
         counts_instructions,
         words,
         timeout: _,
@@ -117,10 +124,8 @@ fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
         // another has just patched, which the guest's kernel takes for a stray breakpoint.
         "-accel",
         "tcg,thread=single",
-        // A kernel that sees a hypervisor takes the test-and-set spinlock, which
-        // fires no contention event; bare metal gets the queued one.
         "-cpu",
-        "max,-hypervisor",
+        cpu,
         "-m",
         "1024",
         "-display",
@@ -165,6 +170,7 @@ mod tests {
             kernel: Path::new("/k"),
             initramfs: Path::new("/i"),
             cpus: 4,
+            cpu: CPU,
             counts_instructions: false,
             words: "kcore_trace.config=smp4".to_owned(),
             timeout: Duration::from_secs(1),

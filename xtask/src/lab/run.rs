@@ -310,6 +310,7 @@ impl Boot<'_> {
             kernel: &self.kernel.image,
             initramfs,
             cpus: self.cpus,
+            cpu: qemu::CPU,
             // Kernels hang on their second CPU where the clock counts instructions.
             counts_instructions: self.cpus == 1,
             words: cases::words("lab", self.kernel),

@@ -4,11 +4,12 @@
 //! ends with its exit code, so that any of them can stand where `kcore-trace record --` stands.
 //! [`rounds`] runs its command several times and notes when, [`clock`] notes only that, [`usage`]
 //! what it took, [`floor`] puts empty programs on the hooks of a plan, [`graph`] turns a tracer of the
-//! kernel's on, [`beside`] starts another tool, [`recorder`] looks at ours from outside, [`day`] makes
-//! long recordings of short ones.
+//! kernel's on, [`beside`] starts another tool, [`recorder`] looks at ours from outside, [`crowd`]
+//! makes it believe that it has many CPUs, [`day`] makes long recordings of short ones.
 
 mod beside;
 mod clock;
+mod crowd;
 mod day;
 mod empty;
 mod floor;

@@ -1,18 +1,21 @@
 //! What recording takes for itself, seen from outside.
 //!
-//! In: a level, a number of seconds and a load. Out, on stdout and as JSON: the recorder's CPU time
-//! over so many intervals of a second, the memory that it has, and the memory of its maps in the
-//! kernel, all from /proc. Invariant: no number comes from the recorder itself.
+//! In: a level, a number of seconds, perhaps the word `crowd` for a machine with many CPUs that all do
+//! what this one does, and a load. Out, on stdout and as JSON: the recorder's CPU time over so many
+//! intervals of a second, the memory that it has, and the memory of its maps in the kernel, all from
+//! /proc. Invariant: no number comes from the recorder itself.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::Wrapped;
+use super::crowd::{self, Crowd, Written};
 
 pub(super) const NAME: &str = "--bench-recorder";
 
@@ -22,6 +25,10 @@ const POLL: Duration = Duration::from_millis(10);
 pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
     let level = wrapped.argument(0)?;
     let seconds: u64 = wrapped.argument(1)?.parse()?;
+    let crowded = wrapped.argument(2).is_ok_and(|word| word == "crowd");
+    if crowded {
+        crowd::announce()?;
+    }
     let mut record = Command::new("/proc/self/exe")
         .args(["kcore-trace", "record", "--force", "-o", RECORDING])
         .args(["-i", "1s", "--level", level, "--"])
@@ -38,18 +45,38 @@ pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
         thread::sleep(POLL);
     }
     thread::sleep(Duration::from_millis(500));
+    let maps = maps(pid)?;
+    let ids: Vec<u32> = maps.keys().copied().collect();
+    let mut crowd = crowded.then(|| Crowd::of(&ids)).transpose()?;
+    let mut written = Written::default();
+    if let Some(crowd) = &mut crowd {
+        // What is seen for the first time takes longer, and histograms are handed out.
+        for _ in 0..2 {
+            crowd.turn()?;
+            thread::sleep(Duration::from_secs(2));
+        }
+    }
     let before = cpu_ns(pid)?;
-    thread::sleep(Duration::from_secs(seconds));
+    let mut next = Instant::now();
+    for _ in 0..seconds {
+        if let Some(crowd) = &mut crowd {
+            written = crowd.turn()?;
+        }
+        next += Duration::from_secs(1);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
     let cpu_ns = cpu_ns(pid)? - before;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let maps = maps(pid)?;
+    let maps = maps.into_values();
     let said = json!({
         "intervals": seconds,
         "cpu_ns": cpu_ns,
         "resident_kib": number(&status, "VmRSS:"),
         "resident_peak_kib": number(&status, "VmHWM:"),
         "maps": maps.len(),
-        "maps_bytes": maps.iter().sum::<u64>(),
+        "maps_bytes": maps.sum::<u64>(),
+        "series": written.series,
+        "octaves": written.octaves,
         "possible_cpus": possible_cpus()?,
     });
     println!("{said}");
@@ -77,18 +104,18 @@ fn cpu_ns(pid: u32) -> Result<u64> {
 }
 
 /// Bytes that the kernel has for each of its maps; one that several descriptors stand for is one.
-fn maps(pid: u32) -> Result<Vec<u64>> {
-    let mut maps = std::collections::BTreeMap::new();
+fn maps(pid: u32) -> Result<BTreeMap<u32, u64>> {
+    let mut maps = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         let text = fs::read_to_string(entry?.path()).unwrap_or_default();
         if let (Some(id), Some(bytes)) = (number(&text, "map_id:"), number(&text, "memlock:"))
             && number(&text, "map_type:").is_some()
         {
-            maps.insert(id, bytes);
+            maps.insert(id as u32, bytes);
         }
     }
     ensure!(!maps.is_empty(), "the recorder has no maps");
-    Ok(maps.into_values().collect())
+    Ok(maps)
 }
 
 /// The number behind a name in a file of /proc.

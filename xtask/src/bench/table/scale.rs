@@ -8,6 +8,7 @@ use super::number;
 use crate::bench::{
     guest::{self, What},
     ledger::Ledger,
+    scale::SHAPES,
 };
 
 /// What recording takes for itself on a kernel that may have many CPUs.
@@ -15,6 +16,7 @@ use crate::bench::{
 pub(crate) struct ScaleLine {
     pub(crate) name: &'static str,
     pub(crate) kernel: &'static str,
+    pub(crate) about: &'static str,
     pub(crate) possible_cpus: Option<u32>,
     /// CPU time of one interval, of a second.
     pub(crate) interval_s: Option<f64>,
@@ -22,6 +24,9 @@ pub(crate) struct ScaleLine {
     pub(crate) resident_peak_kib: Option<u64>,
     pub(crate) maps_bytes: Option<u64>,
     pub(crate) maps_bytes_per_cpu: Option<f64>,
+    /// Histograms that all CPUs add to in an interval, and octaves of them; where it is simulated.
+    pub(crate) series: Option<u32>,
+    pub(crate) octaves: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
 }
@@ -32,18 +37,25 @@ pub(crate) struct Scales {
 
 impl Scales {
     pub(crate) fn of(ledger: &Ledger, kernels: &[&'static str]) -> Self {
-        let rows = kernels.iter().filter_map(|kernel| {
-            let own = ledger.get(&guest::id(kernel, What::Scale))?;
+        let shapes = kernels
+            .iter()
+            .flat_map(|kernel| SHAPES.iter().map(move |shape| (*kernel, shape)));
+        let rows = shapes.filter_map(|(kernel, shape)| {
+            let own = ledger.get(&guest::id(kernel, What::Scale(shape)))?;
             let seen = own.seen;
+            let busy = seen.filter(|seen| seen.series > 0);
             Some(ScaleLine {
-                name: "scale",
+                name: shape.name,
                 kernel,
+                about: shape.about,
                 possible_cpus: seen.map(|seen| seen.possible_cpus),
                 interval_s: seen.map(|seen| seen.interval_ns() / 1e9),
                 resident_kib: seen.map(|seen| seen.resident_kib),
                 resident_peak_kib: seen.map(|seen| seen.resident_peak_kib),
                 maps_bytes: seen.map(|seen| seen.maps_bytes),
                 maps_bytes_per_cpu: seen.map(|seen| seen.bytes_per_cpu()),
+                series: busy.map(|seen| seen.series),
+                octaves: busy.map(|seen| seen.octaves),
                 reason: own.reason.clone(),
             })
         });
@@ -69,8 +81,9 @@ impl fmt::Display for Scales {
             let cpus = line.possible_cpus.unwrap_or_default();
             writeln!(
                 f,
-                "  {cpus} possible CPUs: {} of a CPU of 1,000 instructions a µs; resident {}, at \
+                "  {cpus} possible CPUs, {}: {} of a CPU of 1,000 instructions a µs; resident {}, at \
                  most {}; maps {}, {} for each CPU",
+                line.about,
                 number(line.interval_s.map(|s| s * 100.0), 2, " %"),
                 mib(line.resident_kib),
                 mib(line.resident_peak_kib),
@@ -81,6 +94,12 @@ impl fmt::Display for Scales {
                     " KiB"
                 ),
             )?;
+            if let (Some(series), Some(octaves)) = (line.series, line.octaves) {
+                writeln!(
+                    f,
+                    "  in each interval {series} histograms of each CPU change, {octaves} octaves of them"
+                )?;
+            }
         }
         Ok(())
     }
