@@ -83,8 +83,9 @@ struct Window<T> {
     wanted: bool,
 }
 
-/// An array that is not larger is one window.
-const SMALL_BYTES: usize = 1 << 20;
+/// An array that is not larger is one window, open from the beginning: to open one, the kernel looks an
+/// area up, which is an op that is counted.
+const SMALL_BYTES: usize = 4 << 20;
 /// The smallest window of another.
 const WINDOW_BYTES: usize = 32 << 10;
 /// As many windows stay open.
@@ -101,14 +102,18 @@ impl<T: Plain> Groups<T> {
         let map = fd.try_clone_to_owned();
         let mut windows = Vec::new();
         windows.resize_with(groups.div_ceil(together), || None);
-        Ok(Self {
+        let mut array = Self {
             map: map.with_context(|| format!("failed to keep `{name}`"))?,
             name,
             cpus: cpus.min(elements as usize),
             groups,
             together,
             windows,
-        })
+        };
+        if together == groups {
+            array.map(0)?;
+        }
+        Ok(array)
     }
 
     /// Makes a group readable.

@@ -234,13 +234,7 @@ impl Bench<'_> {
             None => match boot.what {
                 What::Row(_) => sent.measured(boot.has_module()),
                 What::Accuracy(tool) => self.reported(tool, &folder),
-                What::Scale(_) => match Seen::read(&folder) {
-                    Ok(seen) => Measured {
-                        seen: Some(seen),
-                        ..Measured::default()
-                    },
-                    Err(error) => Measured::not(format!("{error:#}")),
-                },
+                What::Scale(_) => Measured::seen(Seen::read(&folder)),
             },
         }
         .after(seconds))

@@ -46,6 +46,17 @@ impl Measured {
         }
     }
 
+    /// What a recorder takes, or why that was not seen.
+    pub(crate) fn seen(seen: Result<Seen>) -> Self {
+        match seen {
+            Ok(seen) => Self {
+                seen: Some(seen),
+                ..Self::default()
+            },
+            Err(error) => Self::not(format!("{error:#}")),
+        }
+    }
+
     /// Whether there is a number.
     fn is_number(&self) -> bool {
         !self.rounds.is_empty() || self.reported.is_some() || self.seen.is_some()

@@ -29,10 +29,10 @@ use clap::{Args, ValueEnum};
 use self::{
     accuracy::Tool,
     guest::{Bench, What},
-    ledger::Ledger,
+    ledger::{Ledger, Measured},
     peers::Peers,
     rows::{ROWS, Row},
-    scale::{SHAPES, Shape},
+    scale::{SHAPES, Seen, Shape},
 };
 use crate::{
     cargo,
@@ -232,6 +232,10 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<ExitCode> {
     measure_in_guests(options, &bench, &mut ledger)?;
     if options.wants_host() {
         watch_host(options, &bench, &mut ledger)?;
+        let crowd = guest::id(scale::HOST, What::Scale(&SHAPES[1]));
+        if !ledger.has(&crowd) {
+            ledger.keep(crowd, Measured::seen(Seen::on_host(&binary)))?;
+        }
     }
     if options.wants_day() && ledger.day().is_err() {
         let day = day::measure(&binary, &ledger.folder());
@@ -240,7 +244,7 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<ExitCode> {
     let tables = Tables {
         rows: table::Table::of(&ledger, &options.kernels(), &rows),
         holds: table::Holds::of(&ledger, &options.kernels(), options.tools()),
-        scales: table::Scales::of(&ledger, &options.kernels()),
+        scales: table::Scales::of(&ledger, &options.kernels(), options.wants_host()),
         host: options.wants_host().then(|| table::Host::of(&ledger)),
         days: options.wants_day().then(|| table::Days::of(&ledger)),
     };

@@ -2,13 +2,16 @@
 //!
 //! In: what a guest saw from outside the recorder. Out: its numbers by interval and by CPU. The
 //! guest runs one CPU, so that its clock still counts instructions. It has 64, of which the others
-//! sleep, or the recorder is made believe that there are 256 and finds that all of them count.
+//! sleep, or the recorder is made believe that there are 256 and finds that all of them count. That it is
+//! made believe on the running kernel as well, which counts what it takes in its own time.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::host::as_root;
 
 /// A machine.
 #[derive(Debug)]
@@ -27,6 +30,11 @@ pub(crate) struct Shape {
 /// Without the two features for which a kernel copies memory by one instruction that repeats itself for
 /// each byte: a snapshot copies much, and counting would take each byte for an instruction.
 pub(crate) const CPU: &str = "max,-hypervisor,-erms,-fsrm";
+
+/// In place of a kernel's name: the one that is running.
+pub(crate) const HOST: &str = "host";
+/// What it is measured at, since not every kernel lets more be measured.
+pub(crate) const HOST_LEVEL: &str = "contended";
 
 pub(crate) static SHAPES: [Shape; 2] = [
     Shape {
@@ -88,10 +96,35 @@ impl Seen {
         let path = folder.join("out");
         let said = std::fs::read_to_string(&path)
             .with_context(|| format!("the guest sent no {}", path.display()))?;
+        Self::parse(&said)
+    }
+
+    /// What is seen of a recorder on the running kernel that is made believe in many CPUs.
+    pub(crate) fn on_host(tool: &Path) -> Result<Self> {
+        let tool = tool.display().to_string();
+        let (seconds, load) = (SECONDS.to_string(), format!("{}s", SECONDS + 20));
+        let words = [
+            &tool,
+            "--bench-recorder",
+            HOST_LEVEL,
+            &seconds,
+            "crowd",
+            "--",
+            &tool,
+            "kcore-trace",
+            "stress",
+            "--maps",
+            "1",
+            "-d",
+            &load,
+        ];
+        Self::parse(&as_root(&words.map(str::to_owned))?)
+    }
+
+    fn parse(said: &str) -> Result<Self> {
         let line = said.lines().find(|line| line.starts_with('{'));
-        Ok(serde_json::from_str(
-            line.context("the guest saw nothing")?,
-        )?)
+        let line = line.with_context(|| format!("nothing was seen: {said}"))?;
+        Ok(serde_json::from_str(line)?)
     }
 
     /// CPU time of one interval: a snapshot, and writing it.

@@ -25,10 +25,12 @@ use kcore_trace_ebpf::words::{Op, cell};
 /// CPUs that are made believe.
 pub(super) const CPUS: usize = 256;
 
+/// What says so, until it stands in the place of what is true.
+const SAID: &str = "/tmp/cpus";
+
 /// Has every process that this one starts read that there are so many CPUs.
 pub(super) fn announce() -> Result<()> {
-    let said = "/tmp/cpus";
-    fs::write(said, format!("0-{}\n", CPUS - 1))?;
+    fs::write(SAID, format!("0-{}\n", CPUS - 1))?;
     // SAFETY: no pointers.
     let own = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     ensure!(
@@ -39,9 +41,10 @@ pub(super) fn announce() -> Result<()> {
     mount(None, "/", libc::MS_REC | libc::MS_PRIVATE)?;
     for file in ["possible", "online"] {
         let path = format!("/sys/devices/system/cpu/{file}");
-        mount(Some(said), &path, libc::MS_BIND)?;
+        mount(Some(SAID), &path, libc::MS_BIND)?;
     }
-    Ok(())
+    // Where it is mounted it stays.
+    Ok(fs::remove_file(SAID)?)
 }
 
 fn mount(what: Option<&str>, to: &str, flags: libc::c_ulong) -> Result<()> {

@@ -8,7 +8,7 @@ use super::number;
 use crate::bench::{
     guest::{self, What},
     ledger::Ledger,
-    scale::SHAPES,
+    scale::{HOST, HOST_LEVEL, SHAPES},
 };
 
 /// What recording takes for itself on a kernel that may have many CPUs.
@@ -16,6 +16,7 @@ use crate::bench::{
 pub(crate) struct ScaleLine {
     pub(crate) name: &'static str,
     pub(crate) kernel: &'static str,
+    pub(crate) level: &'static str,
     pub(crate) about: &'static str,
     pub(crate) possible_cpus: Option<u32>,
     /// CPU time of one interval, of a second.
@@ -36,10 +37,11 @@ pub(crate) struct Scales {
 }
 
 impl Scales {
-    pub(crate) fn of(ledger: &Ledger, kernels: &[&'static str]) -> Self {
+    pub(crate) fn of(ledger: &Ledger, kernels: &[&'static str], on_host: bool) -> Self {
+        let kernels = kernels.iter().copied();
         let shapes = kernels
-            .iter()
-            .flat_map(|kernel| SHAPES.iter().map(move |shape| (*kernel, shape)));
+            .chain(on_host.then_some(HOST))
+            .flat_map(|kernel| SHAPES.iter().map(move |shape| (kernel, shape)));
         let rows = shapes.filter_map(|(kernel, shape)| {
             let own = ledger.get(&guest::id(kernel, What::Scale(shape)))?;
             let seen = own.seen;
@@ -47,6 +49,7 @@ impl Scales {
             Some(ScaleLine {
                 name: shape.name,
                 kernel,
+                level: if kernel == HOST { HOST_LEVEL } else { "full" },
                 about: shape.about,
                 possible_cpus: seen.map(|seen| seen.possible_cpus),
                 interval_s: seen.map(|seen| seen.interval_ns() / 1e9),
@@ -71,9 +74,13 @@ impl fmt::Display for Scales {
         for line in &self.rows {
             writeln!(
                 f,
-                "\nrecording at level full, one interval a second, {}\n",
-                line.kernel
+                "\nrecording at level {}, one interval a second, {}\n",
+                line.level, line.kernel
             )?;
+            let of_what = match line.kernel {
+                HOST => "",
+                _ => " of 1,000 instructions a µs",
+            };
             if let Some(reason) = &line.reason {
                 writeln!(f, "  not measured: {reason}")?;
                 continue;
@@ -81,8 +88,8 @@ impl fmt::Display for Scales {
             let cpus = line.possible_cpus.unwrap_or_default();
             writeln!(
                 f,
-                "  {cpus} possible CPUs, {}: {} of a CPU of 1,000 instructions a µs; resident {}, at \
-                 most {}; maps {}, {} for each CPU",
+                "  {cpus} possible CPUs, {}: {} of a CPU{of_what}; resident {}, at most {}; maps {}, {} for \
+                 each CPU",
                 line.about,
                 number(line.interval_s.map(|s| s * 100.0), 2, " %"),
                 mib(line.resident_kib),
