@@ -530,7 +530,10 @@ pub struct CpuCounters {
 }
 
 /// What fills a cache line.
-const UNUSED: usize = 7 - (4 * Op::COUNT + miss::COUNT as usize + 7) % 8;
+const UNUSED: usize = {
+    let used = 4 * Op::COUNT + miss::COUNT as usize;
+    used.next_multiple_of(8) - used
+};
 
 const _: () = assert!(size_of::<CpuCounters>().is_multiple_of(64));
 

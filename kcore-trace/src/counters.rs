@@ -128,13 +128,17 @@ impl Counters {
         let map = map.with_context(|| format!("no map `{ACTIVE}`"))?;
         let map: Array<_, Active> = Array::try_from(map)?;
         let Active(active) = map.get(&0, 0).context("failed to look for cells")?;
-        self.histograms.turn();
         for (index, &active) in active.iter().enumerate() {
             if active != 0 {
                 self.look_at(index)?;
             }
         }
         Ok(())
+    }
+
+    /// Gives back memory that no snapshot has looked at since the last call.
+    pub fn close_idle(&mut self) {
+        self.histograms.close_idle();
     }
 
     /// From here on looks at a cell.
@@ -197,6 +201,11 @@ impl Counters {
     /// How many nodes are counted one by one; none on a kernel that has no nodes.
     pub fn node_count(&self) -> usize {
         self.nodes.len() / self.cpus.len() / node::LOCKS.len()
+    }
+
+    /// How many counters of nodes there are to look at.
+    pub fn node_values(&self) -> usize {
+        self.node_count() * node::LOCKS.len() * self.looked_at
     }
 
     /// The sums of the locks of each node, in the order of [`node::LOCKS`].

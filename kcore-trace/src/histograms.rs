@@ -89,8 +89,8 @@ impl Histograms {
         self.numbers[series] != 0
     }
 
-    /// From here on another snapshot is taken.
-    pub(crate) fn turn(&mut self) {
+    /// Gives back memory that nothing was read from since the last call.
+    pub(crate) fn close_idle(&mut self) {
         self.octaves.close_idle();
     }
 

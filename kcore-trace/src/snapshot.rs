@@ -38,6 +38,9 @@ use crate::probes;
 /// Every so many snapshots all is looked at.
 const FULL_EVERY: u32 = 4;
 
+/// As many counters of nodes are read in some microseconds, so that every snapshot does.
+const FEW_NODE_VALUES: usize = 4096;
+
 /// What is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Looks {
@@ -176,13 +179,14 @@ impl Snapshots {
         if at_rows {
             self.counters.look_at_running();
         }
+        self.counters.close_idle();
         session.look_for_cells(&mut self.counters)?;
         if looks == Looks::Everywhere {
             self.counters.look_at_held()?;
         }
         let cells = self.read_cells(looks)?;
         let ops = self.read_ops(session, looks)?;
-        let nodes = self.read_nodes(at_rows);
+        let nodes = self.read_nodes(at_rows || self.counters.node_values() <= FEW_NODE_VALUES);
         let blame = self.read_blame(&cells, at_rows)?;
         let inside = self.read_inside()?;
         let copies = self.read_copies();
@@ -255,9 +259,9 @@ impl Snapshots {
 
     /// The locks of nodes that were taken or waited for, with all nodes of each. A machine with hundreds of
     /// CPUs has a hundred of them.
-    fn read_nodes(&mut self, at_rows: bool) -> BTreeMap<Lock, Nodes> {
+    fn read_nodes(&mut self, now: bool) -> BTreeMap<Lock, Nodes> {
         let mut nodes = BTreeMap::new();
-        if !at_rows {
+        if !now {
             return nodes;
         }
         let sums = self.counters.nodes();
@@ -284,21 +288,18 @@ impl Snapshots {
     fn read_blame(
         &mut self,
         changed: &BTreeMap<CellKey, Cell>,
-        every_cell: bool,
+        at_rows: bool,
     ) -> Result<BTreeMap<BlameKey, Blame>> {
         let waited = |index: usize| self.cells[index].contended > 0;
         let active = self.counters.cells().iter();
         let waiters: BTreeSet<(Lock, Purpose)> = active
             .filter(|&&index| waited(index))
             .filter_map(|&index| {
-                let (lock, mode, intent, op) = cell::words(index)?;
-                let key = CellKey {
-                    lock,
-                    mode,
-                    intent,
-                    op,
-                };
-                let read = every_cell || changed.get(&key).is_some_and(|cell| cell.contended > 0);
+                let key = key(index).ok()?;
+                let read = at_rows || changed.get(&key).is_some_and(|cell| cell.contended > 0);
+                let CellKey {
+                    lock, intent, op, ..
+                } = key;
                 read.then_some((lock, Purpose { intent, op }))
             })
             .collect();

@@ -2,7 +2,7 @@
 //!
 //! Owns the order of the checks: cheap before dear, each printing its name and
 //! its time, the first failure ending the run. Whatever happens, the last line
-//! of stdout is `N passed, N failed, N skipped`.
+//! of stdout is `N passed, N failed, N skipped`, and what failed is before it.
 
 use std::{
     fs,
@@ -70,7 +70,7 @@ pub(crate) fn run(places: &Places, options: &Options) -> Result<ExitCode> {
     };
     let outcome = run.all();
     if let Err(error) = &outcome {
-        eprintln!("{}\n", complaint(error));
+        println!("{}", complaint(error));
         // A run that ends early must not look like one without failures.
         run.tally.failed = run.tally.failed.max(1);
     }

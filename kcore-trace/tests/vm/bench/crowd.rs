@@ -1,8 +1,9 @@
 //! A machine with many CPUs that all count, on one that has few.
 //!
-//! In: a recorder. Out: counters of CPUs that are not there, in its maps: each of them allocates, frees and purges,
-//! and takes every lock for that which the recorder expects, and waits for it, a hundred times a turn. The recorder is told of so many CPUs by the files that it reads; to the kernel
-//! nothing is changed.
+//! In: a recorder. Out: counters of CPUs that are not there, in its maps: each of them allocates, frees
+//! and purges, takes every lock for that which the recorder expects, and waits for it, a hundred times a
+//! turn. The recorder is told of so many CPUs by the files that it reads; to the kernel nothing is
+//! changed.
 //!
 //! Invariant: only what the programs would have written is written, each CPU's counts agree with its
 //! histograms, and the CPUs that are there are left alone.
@@ -83,6 +84,7 @@ const OPS: [Op; 3] = [Op::Alloc, Op::Free, Op::Purge];
 /// Samples that a series of a CPU gets in a turn, in as many octaves: from 512 ns to 4 µs.
 const SAMPLES: [(usize, u32); 3] = [(5, 60), (6, 30), (7, 10)];
 const IN_A_TURN: u64 = 100;
+/// Of a series, in a turn.
 const TOGETHER_NS: u64 = 100 * 1024;
 
 /// The maps of a recorder.
@@ -235,4 +237,8 @@ fn named<T: Pod>(maps: &[u32], name: &str) -> Result<Array<MapData, T>> {
     None.with_context(|| format!("the recorder has no map {name}"))
 }
 
+const _: () = {
+    let [(_, most), (_, some), (_, few)] = SAMPLES;
+    assert!((most + some + few) as u64 == IN_A_TURN);
+};
 const _: () = assert!(HISTOGRAMS as usize * OCTAVES * CPUS < u32::MAX as usize);

@@ -1,7 +1,7 @@
 //! What recording takes for itself, seen from outside.
 //!
-//! In: a level, a number of seconds, perhaps the word `crowd` for a machine with many CPUs that all do
-//! what this one does, and a load. Out, on stdout and as JSON: the recorder's CPU time over so many
+//! In: a level, a number of seconds, perhaps the word `crowd` for a machine with many CPUs that all
+//! count, and a load. Out, on stdout and as JSON: the recorder's CPU time over so many
 //! intervals of a second, the memory that it has, and the memory of its maps in the kernel, all from
 //! /proc. Invariant: no number comes from the recorder itself.
 
