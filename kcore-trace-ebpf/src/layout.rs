@@ -12,9 +12,9 @@ pub const SITES: usize = 128;
 /// Cached call sites; a power of two.
 pub const SITE_CACHE: usize = 256;
 /// Task slots of one hash value.
-pub const SLOT_WAYS: u32 = 4;
-/// Task slots unless userspace asks for more; a power of two.
-pub const SLOTS: u32 = 1024;
+pub const SLOT_WAYS: usize = 4;
+/// Sets of task slots unless userspace asks for more; a power of two.
+pub const SLOT_SETS: u32 = 256;
 /// Locks that one task can hold or wait for at once and be followed.
 /// The deepest nesting known is three (`vmap_purge_lock`, `vmap_block.lock`, a queue's lock).
 pub const HELD: usize = 6;
@@ -638,6 +638,9 @@ pub struct Slot {
 }
 
 const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + 56 + 16 + HELD * 48);
+
+/// The slots of one hash value.
+pub type SlotSet = [Slot; SLOT_WAYS];
 
 /// The text range of a function that takes a lock or is on the way to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,7 +17,8 @@ use aya::maps::Array;
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, ActiveCells, AuditRow, AuditTable, BlameRow, CellCounters,
     CopyCounters, CpuCounters, Durations, InsideCounters, NodeCounters, OpCounters, RareCounters,
-    ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, miss, node, state,
+    ReaderRow, SLOT_WAYS, Slot, SlotSet, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame,
+    miss, node, state,
 };
 use kcore_trace_ebpf::words::{Destination, Op, cell};
 
@@ -32,7 +33,7 @@ pub struct Counters {
     rare: Groups<RareCounters>,
     /// The cells that have counted something, in the order in which they were found.
     active: Vec<usize>,
-    tasks: Mapped<Slot>,
+    tasks: Mapped<SlotSet>,
     nodes: Mapped<NodeCounters>,
     blame: Groups<BlameRow>,
     inside: Mapped<InsideCounters>,
@@ -376,7 +377,14 @@ impl Counters {
     /// before the cell is said to occur.
     pub fn in_flight(&self) -> (u64, Vec<usize>) {
         let (mut waits, mut holds) = (0, Vec::new());
-        for slot in self.tasks.iter() {
+        let first = |set: *mut SlotSet| set.cast::<Slot>();
+        let slots = self.tasks.iter().flat_map(|set| {
+            (0..SLOT_WAYS).map(move |way| {
+                // SAFETY: inside the set.
+                unsafe { first(set).add(way) }
+            })
+        });
+        for slot in slots {
             // SAFETY: a value of the map, plain integers.
             let in_use = unsafe { read_volatile(&raw const (*slot).in_use) };
             if in_use == 0 {
@@ -415,7 +423,7 @@ impl Counters {
 // SAFETY: integers only.
 unsafe impl Plain for CpuCounters {}
 // SAFETY: integers only.
-unsafe impl Plain for Slot {}
+unsafe impl Plain for SlotSet {}
 // SAFETY: integers only.
 unsafe impl Plain for NodeCounters {}
 // SAFETY: integers only.

@@ -19,11 +19,13 @@ use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
-    HISTOGRAMS, HOLDER_STACKS, READERS, SITES, SLOT_WAYS, SLOTS, SiteRange, SiteTable, address,
-    audit, blame, block, flag, node, read, text,
+    HISTOGRAMS, HOLDER_STACKS, READERS, SITES, SLOT_SETS, SiteRange, SiteTable, address, audit,
+    blame, block, flag, node, read, text,
 };
 use kcore_trace_ebpf::words::{Context, Destination, Kind, Lock, Op, Source, cell};
 use log::Log;
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::chroot;
 use thiserror::Error;
 
 use crate::contexts;
@@ -84,14 +86,26 @@ struct Table(SiteTable);
 // SAFETY: a struct of integers without padding.
 unsafe impl Pod for Table {}
 
-/// What can be done before there is a plan: aya reads all types of the kernel, which takes longer
-/// than everything else of loading, so that is done while the facts are gathered.
+/// What can be done before there is a plan. A loader begins by reading all types of the kernel, before
+/// it can be told that nobody wants them, which takes longer than everything else of loading: where
+/// we may, it finds none, and where not, it reads them while the facts are gathered.
 pub struct Preparation(thread::JoinHandle<EbpfLoader<'static>>);
 
 impl Preparation {
     pub fn start() -> Self {
-        Self(thread::spawn(EbpfLoader::new))
+        Self(thread::spawn(|| {
+            if let Err(error) = leave_types_behind() {
+                log::debug!("the loader reads the kernel's types, which takes longer: {error:#}");
+            }
+            EbpfLoader::new()
+        }))
     }
+}
+
+/// Changes the root folder of this thread, and of no other, to one without types of the kernel.
+fn leave_types_behind() -> Result<()> {
+    unshare(CloneFlags::CLONE_FS).context("failed to leave the folders of the process")?;
+    chroot("/proc/self").context("failed to change the root folder (CAP_SYS_CHROOT)")
 }
 
 /// The programs while they count.
@@ -411,9 +425,8 @@ fn load_object(
     addresses: &Addresses,
 ) -> Result<Ebpf> {
     let cpus = possible_ids(facts);
-    let slots = cpus.saturating_mul(16).next_power_of_two().max(SLOTS);
-    let mask = u64::from(slots - 1);
-    debug_assert!(slots.is_multiple_of(SLOT_WAYS));
+    let sets = cpus.saturating_mul(4).next_power_of_two().max(SLOT_SETS);
+    let mask = u64::from(sets - 1);
     // A map has one entry at least.
     let node_counters = (cpus * constants.nodes[node::COUNTERS] as u32).max(1);
     let blame_rows = match constants.knows_holders() {
@@ -447,10 +460,10 @@ fn load_object(
         .override_global("ACQUIRE", &addresses.acquire, true)
         .override_global("FLAGS", &constants.flags, true)
         .override_global("READS", &constants.reads, true)
-        .override_global("SLOT_MASK", &mask, true)
+        .override_global("SET_MASK", &mask, true)
         .override_global("CPUS", &constants.cpus, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
-        .map_max_entries("TASKS", slots)
+        .map_max_entries("TASKS", sets)
         .map_max_entries("COUNTERS", cpus)
         .map_max_entries("CELLS", cpus * cell::COUNT as u32)
         .map_max_entries("RARE", cpus * cell::COUNT as u32)

@@ -22,9 +22,9 @@ static ACQUIRE: [u64; acquire::COUNT] = [0; acquire::COUNT];
 static FLAGS: [u64; flag::COUNT] = [0; flag::COUNT];
 #[unsafe(no_mangle)]
 static READS: [u64; read::COUNT] = [0; read::COUNT];
-/// Number of task slots less one.
+/// Number of sets of task slots less one.
 #[unsafe(no_mangle)]
-static SLOT_MASK: u64 = 0;
+static SET_MASK: u64 = 0;
 /// Number of possible CPUs.
 #[unsafe(no_mangle)]
 static CPUS: u64 = 0;
@@ -51,9 +51,9 @@ constants!(
 );
 
 #[inline(always)]
-pub(crate) fn slot_mask() -> u32 {
+pub(crate) fn set_mask() -> u32 {
     // SAFETY: as above.
-    unsafe { read_volatile(&SLOT_MASK) as u32 }
+    unsafe { read_volatile(&SET_MASK) as u32 }
 }
 
 #[inline(always)]

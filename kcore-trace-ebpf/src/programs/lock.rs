@@ -20,13 +20,13 @@ use super::holder;
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
-use super::{Context, hidden, inside, node, reader, worst};
+use super::{Context, inside, node, reader, worst};
 
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken {
     address: u64,
-    /// The number of the role, hidden from the compiler, so that it makes one path for all of them.
+    /// The number of the role.
     lock: u32,
     mode: Mode,
     /// Whether its release is hooked too, so that the holder is worth remembering.
@@ -38,11 +38,14 @@ pub(crate) struct Taken {
 }
 
 impl Taken {
+    /// One that was told by its address: the verifier forgets both address and role, so that it follows
+    /// one path for all of them.
     #[inline(always)]
     pub(crate) fn new(address: u64, lock: Lock, mode: Mode, followed: bool) -> Self {
+        let zero = record::unknown_zero();
         Self {
-            address,
-            lock: hidden(lock as u64) as u32,
+            address: address.wrapping_add(zero),
+            lock: (lock as u32).wrapping_add(zero as u32),
             mode,
             followed,
             spins: false,
@@ -182,19 +185,14 @@ unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) ->
         let sp = slot::stack_address(here);
         slot::live_op(slot, sp)
     };
-    let cell = match op {
-        Some(op) => {
-            let intent = match intent_of(taken, op) {
-                Some(intent) => intent as u32,
-                None => intent_at(taken, site_of(read, caller)),
-            };
-            cell_of(taken, intent, op)
-        }
+    let cell = match op.and_then(|op| Some((op, intent_of(taken, op)?))) {
+        Some((op, intent)) => cell_of(taken, intent as u32, op),
         None => {
             let site = site_of(read, caller);
-            let by_op = intent_of(taken, site.op);
+            let op = op.unwrap_or(site.op);
+            let by_op = intent_of(taken, op);
             let intent = by_op.map_or(intent_at(taken, site), |intent| intent as u32);
-            cell_of(taken, intent, site.op)
+            cell_of(taken, intent, op)
         }
     };
     Class { cell, site: read }
@@ -203,12 +201,22 @@ unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) ->
 /// The task owns the lock, or is about to without having met a slow path.
 #[inline(always)]
 pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
+    returned(taken, true, here, caller);
+}
+
+/// An acquire function returned: with the lock, or it was only tried, or the waiter was killed.
+#[inline(always)]
+pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
     let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let Class { cell, site } = classify(slot, taken, here, caller);
-        let index = cpu.forget(cell);
+        let index = record::forget(cell);
+        if !got_it {
+            failed(slot, cpu, taken, index);
+            return;
+        }
         let Some(counters) = cpu.cell(index) else {
             return;
         };
@@ -404,14 +412,10 @@ unsafe fn try_failed(cpu: Cpu, cell: u32) {
     }
 }
 
-/// An acquire function returned without the lock: a trylock, or a killed waiter.
 #[inline(always)]
-pub(crate) fn failed(taken: Taken, here: Here, caller: Caller) {
-    let Some(slot) = slot::claim() else { return };
-    let cpu = record::cpu();
-    // SAFETY: the slot and what is found in it are map values.
+unsafe fn failed(slot: *mut Slot, cpu: Cpu, taken: Taken, index: u32) {
+    // SAFETY: the caller passes a map value.
     unsafe {
-        let index = cpu.forget(classify(slot, taken, here, caller).cell);
         match slot::held(slot, taken.address, state::WAITING) {
             Some(waiting) => {
                 // Where only the slow path was seen before, the cell was not known.
@@ -447,10 +451,9 @@ pub(crate) fn slow_path(address: u64) {
 /// from the stack.
 #[inline(always)]
 pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
-    let cpu = record::cpu();
     let by_op = intent_of(taken, stack.op);
     let intent = by_op.map_or(intent_at(taken, stack.site), |intent| intent as u32);
-    let cell = cpu.forget(cell_of(taken, intent, stack.op));
+    let cell = record::forget(cell_of(taken, intent, stack.op));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
     unsafe { wait_begins(slot, taken.address, cell, false) };

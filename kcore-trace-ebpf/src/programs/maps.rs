@@ -10,8 +10,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     ActiveCells, AuditTable, BlameRow, CellCounters, CopyCounters, CpuCounters, HistogramOf,
-    HolderStack, InsideCounters, NodeCounters, Octave, RareCounters, ReaderRow, SITE_CACHE, SLOTS,
-    SiteTable, Slot, WorstStacks, WorstTable, series,
+    HolderStack, InsideCounters, NodeCounters, Octave, RareCounters, ReaderRow, SITE_CACHE,
+    SLOT_SETS, SiteTable, SlotSet, WorstStacks, WorstTable, series,
 };
 use kcore_trace_ebpf::words::cell;
 
@@ -89,7 +89,7 @@ pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::ALWAYS_
 /// What tasks are doing, found by a hash of the task's address: 440 KiB, with more than 64 CPUs
 /// 7 KiB for each.
 #[map]
-pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
+pub(crate) static TASKS: Array<SlotSet> = Array::with_max_entries(SLOT_SETS, MAPPABLE);
 
 /// Text ranges of the vmalloc functions. Written by userspace before anything is attached.
 #[map]

@@ -147,6 +147,13 @@ pub(crate) fn hidden(mut value: u64) -> u64 {
     value
 }
 
+/// The highest bit: one if the value is negative. Hidden from the compiler, which would make a branch of
+/// what is done with it.
+#[inline(always)]
+pub(crate) fn sign(value: u64) -> u64 {
+    hidden(value >> 63)
+}
+
 /// `a` if the bit is one, `b` if it is zero: without a branch, which would double the paths that the
 /// verifier follows, and without a mask, of which some verifiers make a branch of their own.
 #[inline(always)]

@@ -140,16 +140,19 @@ unsafe fn row_of(frame: *const ReadFrame) -> u32 {
 /// `slot` is a map value.
 #[inline(always)]
 pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u16 {
+    if flags(flag::INSIDE) == 0 {
+        return 0;
+    }
     // SAFETY: the caller says that the slot is valid.
-    unsafe {
+    let reader = unsafe {
         let frame = (*slot).read.frame;
-        if flags(flag::INSIDE) != 0 && frame != 0 && slot::is_live(frame, slot::stack_address(here))
-        {
-            row_of(&raw const (*slot).read) as u16 + 1
+        if frame != 0 && slot::is_live(frame, slot::stack_address(here)) {
+            row_of(&raw const (*slot).read) + 1
         } else {
             0
         }
-    }
+    };
+    record::forget(reader) as u16
 }
 
 /// A read of the current process ended.

@@ -40,31 +40,36 @@ pub(crate) fn cpu_id() -> u32 {
     unsafe { bpf_get_smp_processor_id() }
 }
 
+/// The same value, of which the verifier knows nothing any more.
+///
+/// It follows the paths to here one by one, and what comes after once for all whose values look the same
+/// to it.
+#[inline(always)]
+pub(crate) fn forget(value: u32) -> u32 {
+    value.wrapping_add(unknown_zero() as u32)
+}
+
+/// Zero, of which the verifier knows nothing.
+#[inline(always)]
+pub(crate) fn unknown_zero() -> u64 {
+    // SAFETY: the last two of a static, at a multiple of eight bytes: of a word of four it would know
+    // how large it can be.
+    unsafe {
+        let last = HIST_OF.get().cast::<u32>().add(series::ALWAYS_ZERO);
+        read_volatile(last.cast::<u64>())
+    }
+}
+
+/// The number of a role, or [`NO_ROLE`], as [`forget`] leaves it.
+#[inline(always)]
+pub(crate) fn role(lock: Option<Lock>) -> u32 {
+    forget(lock.map_or(NO_ROLE, |lock| lock as u32))
+}
+
 impl Cpu {
     #[inline(always)]
     pub(crate) fn id(self) -> u32 {
         self.id
-    }
-
-    /// The same value, of which the verifier knows nothing any more.
-    ///
-    /// It follows the paths to here one by one, and what comes after once for all whose values look
-    /// the same to it.
-    #[inline(always)]
-    pub(crate) fn forget(self, value: u32) -> u32 {
-        // SAFETY: the last two of a static, at a multiple of eight bytes: of a word of four it would know
-        // how large it can be.
-        let zero = unsafe {
-            let last = HIST_OF.get().cast::<u32>().add(series::ALWAYS_ZERO);
-            read_volatile(last.cast::<u64>())
-        };
-        value.wrapping_add(zero as u32)
-    }
-
-    /// The number of a role, or [`NO_ROLE`], as [`Cpu::forget`] leaves it.
-    #[inline(always)]
-    pub(crate) fn role(self, lock: Option<Lock>) -> u32 {
-        self.forget(lock.map_or(NO_ROLE, |lock| lock as u32))
     }
 
     /// The counters of a cell.
@@ -140,7 +145,7 @@ impl Cpu {
         if number == 0 {
             return miss(miss::NO_HISTOGRAM);
         }
-        let bucket = self.forget(bucket::index_by(ns, exponent));
+        let bucket = forget(bucket::index_by(ns, exponent));
         let octave = (number - 1) * bucket::OCTAVES as u32 + bucket / bucket::SUB;
         if let Some(octave) = HISTS.get_ptr_mut(octave * cpus() + self.id) {
             let bucket = hidden(bucket.into()) % u64::from(bucket::SUB);

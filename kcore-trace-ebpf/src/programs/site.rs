@@ -183,8 +183,7 @@ pub(crate) fn stack(ctx: Context) -> Option<Stack> {
     }
     // SAFETY: the helper fills the whole buffer, with zeros behind the last frame.
     let frames = unsafe { frames.assume_init_ref() };
-    let cpu = record::cpu();
-    let forget = |value: u64| u64::from(cpu.forget(value as u32));
+    let forget = |value: u64| u64::from(record::forget(value as u32));
     let mut innermost = forget(NOWHERE);
     let mut op = forget(Op::Other as u64);
     // Without branches, for the verifier, as in `look_up`.

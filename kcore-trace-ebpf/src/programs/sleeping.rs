@@ -111,11 +111,7 @@ fn returned(ctx: Context, kind: Type, outcome: Outcome, function: usize) {
         Outcome::ZeroIsFailure => taken.trying(),
         _ => taken,
     };
-    if got_it {
-        lock::acquired(taken, here, caller);
-    } else {
-        lock::failed(taken, here, caller);
-    }
+    lock::returned(taken, got_it, here, caller);
 }
 
 #[inline(always)]

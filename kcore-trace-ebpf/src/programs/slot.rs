@@ -9,11 +9,11 @@
 //! stack of its own (x86-64: `irq_stack_union`), is never taken for the task below it.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
-use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state};
+use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, SlotSet, miss, state};
 
-use super::constants::slot_mask;
+use super::constants::set_mask;
 use super::maps::TASKS;
-use super::{Context, choose, hidden, number, record};
+use super::{Context, choose, hidden, number, record, sign};
 
 /// `THREAD_SIZE` and `IRQ_STACK_SIZE` of x86-64: stacks are aligned to it.
 const STACK_BYTES: u64 = 16384;
@@ -32,16 +32,86 @@ pub(crate) enum Here {
 }
 
 #[inline(always)]
-fn first_of_set(task: u64) -> u32 {
-    // task_struct is aligned to a cache line at least; the multiplier is 2^64 over the golden ratio.
-    let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    hash as u32 & slot_mask() & !(SLOT_WAYS - 1)
-}
-
-#[inline(always)]
 fn current() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_current_task() }
+}
+
+/// The slots of one hash value.
+#[derive(Clone, Copy)]
+struct Set {
+    number: u32,
+    slots: *mut SlotSet,
+}
+
+impl Set {
+    #[inline(always)]
+    fn numbered(number: u32) -> Option<Self> {
+        let slots = TASKS.get_ptr_mut(number)?;
+        Some(Self { number, slots })
+    }
+
+    /// The one that a task's slot is in.
+    #[inline(always)]
+    fn of(task: u64) -> Option<Self> {
+        // task_struct is aligned to a cache line at least; the multiplier is 2^64 over the golden ratio.
+        let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        Self::numbered(hash as u32 & set_mask())
+    }
+
+    /// The slot at that distance from the first one. The verifier must not know it, or else it follows
+    /// what comes after once for each slot.
+    #[inline(always)]
+    fn at(self, distance: u64) -> Option<*mut Slot> {
+        let distance = hidden(distance);
+        if distance > (size_of::<SlotSet>() - size_of::<Slot>()) as u64 {
+            return None;
+        }
+        // SAFETY: a slot at that place is inside the map value.
+        Some(unsafe { self.slots.byte_add(distance as usize).cast() })
+    }
+
+    /// The slot of a task, if it has one.
+    #[inline(always)]
+    fn find(self, task: u64) -> Option<*mut Slot> {
+        for way in 0..SLOT_WAYS {
+            // SAFETY: a map value; the way is inside the array.
+            let owner = unsafe { (*self.slots)[way].owner };
+            if owner == task {
+                let unknown_zero = hidden(owner) ^ task;
+                return self.at(unknown_zero + (way * size_of::<Slot>()) as u64);
+            }
+        }
+        None
+    }
+
+    /// Gives a task the first slot that nobody needs.
+    #[inline(always)]
+    fn take_over(self, task: u64) -> Option<*mut Slot> {
+        // SAFETY: the helper has no preconditions.
+        let now = unsafe { bpf_ktime_get_ns() };
+        let mut found = SLOT_WAYS as u64;
+        for way in (0..SLOT_WAYS).rev() {
+            // SAFETY: a map value; the way is inside the array.
+            let bit = unsafe {
+                let slot = &raw const (*self.slots)[way];
+                is_idle(slot) | is_abandoned(slot, now)
+            };
+            found = choose(bit, way as u64, found);
+        }
+        let Some(slot) = self.at(found * size_of::<Slot>() as u64) else {
+            record::miss(miss::NO_SLOT);
+            return None;
+        };
+        // SAFETY: a map value.
+        unsafe {
+            clear(slot);
+            (*slot).touched_ns = now;
+            (*slot).number = self.number * SLOT_WAYS as u32 + found as u32 + 1;
+            (*slot).owner = task;
+        }
+        Some(slot)
+    }
 }
 
 /// The slot of the current task, if it has one.
@@ -53,15 +123,18 @@ pub(crate) fn find() -> Option<*mut Slot> {
 /// The slot of a task, if it has one.
 #[inline(always)]
 pub(crate) fn of(task: u64) -> Option<*mut Slot> {
-    let first = first_of_set(task);
-    for way in 0..SLOT_WAYS {
-        let slot = TASKS.get_ptr_mut(first | way)?;
-        // SAFETY: a map value.
-        if unsafe { (*slot).owner } == task {
-            return Some(slot);
-        }
+    Set::of(task)?.find(task)
+}
+
+/// The slot of the current task, a new one if need be.
+#[inline(always)]
+pub(crate) fn claim() -> Option<*mut Slot> {
+    let task = current();
+    let set = Set::of(task)?;
+    match set.find(task) {
+        Some(slot) => Some(slot),
+        None => set.take_over(task),
     }
-    None
 }
 
 /// Bits of a reference that say where in a slot something is.
@@ -83,7 +156,9 @@ pub(crate) unsafe fn reference(slot: *const Slot, held: *const Held) -> u32 {
 /// The lock that a reference is to.
 #[inline(always)]
 pub(crate) fn referred(reference: u32) -> Option<*mut Held> {
-    let slot = TASKS.get_ptr_mut((reference >> PLACE_BITS).wrapping_sub(1))?;
+    let number = (reference >> PLACE_BITS).wrapping_sub(1);
+    let set = Set::numbered(number / SLOT_WAYS as u32)?;
+    let slot = set.at(u64::from(number % SLOT_WAYS as u32) * size_of::<Slot>() as u64)?;
     let place = hidden(u64::from(reference) & ((1 << PLACE_BITS) - 1));
     if place > (size_of::<Slot>() - size_of::<Held>()) as u64 {
         return None;
@@ -92,45 +167,25 @@ pub(crate) fn referred(reference: u32) -> Option<*mut Held> {
     Some(unsafe { slot.byte_add(place as usize).cast() })
 }
 
-/// The slot of the current task, a new one if need be.
+/// One if the task does nothing that has to be remembered, else zero.
 #[inline(always)]
-pub(crate) fn claim() -> Option<*mut Slot> {
-    if let Some(slot) = find() {
-        return Some(slot);
-    }
-    take_over()
-}
-
-#[inline(always)]
-fn take_over() -> Option<*mut Slot> {
-    let task = current();
-    let first = first_of_set(task);
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
-    for way in 0..SLOT_WAYS {
-        let slot = TASKS.get_ptr_mut(first | way)?;
-        // SAFETY: a map value.
-        unsafe {
-            if is_idle(slot) || now.wrapping_sub((*slot).touched_ns) > ABANDONED_NS {
-                clear(slot);
-                (*slot).touched_ns = now;
-                (*slot).number = (first | way) + 1;
-                (*slot).owner = task;
-                return Some(slot);
-            }
-        }
-    }
-    record::miss(miss::NO_SLOT);
-    None
-}
-
-#[inline(always)]
-unsafe fn is_idle(slot: *const Slot) -> bool {
+unsafe fn is_idle(slot: *const Slot) -> u64 {
     // SAFETY: the caller passes a map value.
     unsafe {
         let ops = (*slot).ops[0].frame | (*slot).ops[1].frame;
-        ops | (*slot).block_scope | (*slot).read.frame | (*slot).in_use == 0
+        equal(
+            ops | (*slot).block_scope | (*slot).read.frame | (*slot).in_use,
+            0,
+        )
     }
+}
+
+/// One if the task was not seen for long, else zero.
+#[inline(always)]
+unsafe fn is_abandoned(slot: *const Slot, now: u64) -> u64 {
+    // SAFETY: the caller passes a map value.
+    let untouched_ns = unsafe { now.wrapping_sub((*slot).touched_ns) };
+    sign(ABANDONED_NS.wrapping_sub(untouched_ns))
 }
 
 #[inline(always)]
@@ -293,8 +348,7 @@ unsafe fn search(slot: *mut Slot, bit: impl Fn(*const Held) -> u64) -> Option<*m
 #[inline(always)]
 fn equal(a: u64, b: u64) -> u64 {
     let difference = a ^ b;
-    // Hidden from the compiler, which would make a branch of it.
-    (difference | hidden(difference.wrapping_neg())) >> 63 ^ 1
+    sign(difference | hidden(difference.wrapping_neg())) ^ 1
 }
 
 /// Room for another lock, from now on in that state.

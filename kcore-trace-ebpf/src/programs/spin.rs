@@ -129,9 +129,8 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
         }
         None => return,
     };
-    let cpu = record::cpu();
     // Before the stack is walked, so that the verifier follows the walk once for all roles.
-    let role = cpu.role(Some(lock));
+    let role = record::role(Some(lock));
     let Some(stack) = site::stack(ctx) else {
         return;
     };
@@ -173,11 +172,7 @@ fn tried_by(ctx: Context, function: usize) {
     let caller = Caller::Trampoline(ctx, function);
     let (address, returned) = (ctx.address(0), ctx.arg(1));
     if let Some(taken) = identify(address, here, caller) {
-        if returned as i32 != 0 {
-            lock::acquired(taken.trying(), here, caller);
-        } else {
-            lock::failed(taken, here, caller);
-        }
+        lock::returned(taken.trying(), returned as i32 != 0, here, caller);
     }
 }
 

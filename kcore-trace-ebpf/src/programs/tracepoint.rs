@@ -90,14 +90,13 @@ fn begin(ctx: Context) {
     if lock::is_waiting(lock) {
         return;
     }
-    let cpu = record::cpu();
     // Before the stack is walked, so that the verifier follows the walk once for all roles.
-    let known = cpu.role(known(lock));
+    let known = record::role(known(lock));
     let Some(stack) = site::stack(ctx) else {
         return;
     };
     let role = match known {
-        NO_ROLE => cpu.role(guess(lock, kind, stack.site)),
+        NO_ROLE => record::role(guess(lock, kind, stack.site)),
         known => known,
     };
     if role == NO_ROLE {

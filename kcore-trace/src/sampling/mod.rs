@@ -118,7 +118,7 @@ impl Active {
         let mut snapshots = Snapshots::prepare(&mut session)?;
         snapshots.begin(&mut session)?;
         log::debug!(
-            "{} programs attached {:.0?} after start ({gathered:.0?} of it facts)",
+            "{} programs attached {:.2?} after start ({gathered:.2?} of it facts)",
             session.program_count(),
             exec.elapsed(),
         );
