@@ -1,12 +1,12 @@
-//! What `-v` shows beyond results: log records of this program; and `-vv`: of the libraries and of
-//! the programs in the kernel too.
+//! What `-v` shows beyond results: log records of this program, and warnings of libraries; and `-vv`:
+//! what the programs in the kernel say too.
 //!
 //! Owns the logger of the process, which writes to stderr. Unless the programs are asked, the level
 //! that they are loaded with is zero, and the verifier removes the code.
 
 use std::io::Write as _;
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 struct Stderr;
 
@@ -14,7 +14,8 @@ static STDERR: Stderr = Stderr;
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        log::max_level() > OWN || metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
+        // A library tells thousands of steps of loading.
+        metadata.level() <= Level::Warn || metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -29,14 +30,11 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// The level at which only this program speaks.
-const OWN: LevelFilter = LevelFilter::Debug;
-
-/// Turns diagnostics on: for one, those of this program; for more, all.
+/// Turns diagnostics on: for one, those of this program; for more, also of those in the kernel.
 pub fn enable(verbosity: u8) {
     let level = match verbosity {
         0 => return,
-        1 => OWN,
+        1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
     if log::set_logger(&STDERR).is_ok() {
