@@ -71,8 +71,8 @@ pub fn run(options: RecordOptions) -> Result<()> {
             writer,
             exporter,
         };
-        let (end, child) = recorder.record(&options, signals, live, child).await?;
-        recorder.finish(&options, end, child).await
+        let (end, child) = recorder.record(&options, signals, &live, child).await?;
+        recorder.finish(&options, end, child, &live).await
     })
 }
 
@@ -99,7 +99,7 @@ impl Recorder {
         &mut self,
         options: &RecordOptions,
         mut signals: Signals,
-        live: Live,
+        live: &Live,
         child: Option<Child>,
     ) -> Result<(End, Option<Child>)> {
         let mut until = Until {
@@ -121,7 +121,6 @@ impl Recorder {
             Ok(())
         };
         let end = sampler.run(&mut until, &mut signals, each).await?;
-        live.clear();
         Ok((end, until.child))
     }
 
@@ -130,6 +129,7 @@ impl Recorder {
         options: &RecordOptions,
         mut end: End,
         child: Option<Child>,
+        live: &Live,
     ) -> Result<()> {
         let command_ns = child.as_ref().and_then(|child| child.ran_ns());
         if !matches!(end, End::Failed(_)) {
@@ -161,6 +161,10 @@ impl Recorder {
         if let Some(child) = child {
             child.stop(&end).await;
         }
+        // All is on disk; the kernel takes its time to let go of a program.
+        live.detaching();
+        drop(self.sampler);
+        live.clear();
         let path = options.output.display();
         if let End::Failed(reason) = end {
             anyhow::bail!(

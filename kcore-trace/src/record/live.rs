@@ -40,6 +40,11 @@ impl Live {
         });
     }
 
+    pub(super) fn detaching(&self) {
+        let message = "detaching from the kernel; the recording is complete";
+        self.bar.set_message(message);
+    }
+
     /// A line that stays.
     pub(super) fn say(&self, text: &str) {
         self.bar.suspend(|| eprintln!("{text}"));
