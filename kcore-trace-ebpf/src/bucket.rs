@@ -20,7 +20,7 @@ pub const COUNT: usize = OCTAVES * SUB as usize;
 /// The bucket of a duration in nanoseconds.
 #[inline(always)]
 pub fn index(value_ns: u64) -> u32 {
-    index_by(value_ns, |byte| EXPONENTS[(byte & 0xff) as usize].into())
+    index_by(value_ns, |byte| EXPONENTS[(byte & 0xff) as usize].into()) as u32
 }
 
 /// The same, with the exponent of a byte from a copy of [`EXPONENTS`].
@@ -28,9 +28,9 @@ pub fn index(value_ns: u64) -> u32 {
 /// The verifier cannot follow the bound of a `leading_zeros`, whose check LLVM removes, and halving
 /// takes three times as many instructions as a table.
 #[inline(always)]
-pub fn index_by(value_ns: u64, exponent_of: impl Fn(u64) -> u64) -> u32 {
+pub fn index_by(value_ns: u64, exponent_of: impl Fn(u64) -> u64) -> u64 {
     if value_ns < SUB as u64 {
-        return value_ns as u32;
+        return value_ns;
     }
     let shift = if value_ns >> 16 == 0 {
         if value_ns >> 8 == 0 { 0 } else { 8 }
@@ -41,12 +41,12 @@ pub fn index_by(value_ns: u64, exponent_of: impl Fn(u64) -> u64) -> u32 {
     } else if value_ns >> MAX_BITS == 0 {
         32
     } else {
-        return COUNT as u32 - 1;
+        return COUNT as u64 - 1;
     };
     let exponent = shift + exponent_of(value_ns >> shift);
     let shift = exponent - SUB_BITS as u64;
     // The top SUB_BITS + 1 bits of the value, of which the first is always set.
-    (shift * SUB as u64 + (value_ns >> shift)) as u32
+    shift * SUB as u64 + (value_ns >> shift)
 }
 
 /// The exponent of the highest power of two in a byte; of none, 0.

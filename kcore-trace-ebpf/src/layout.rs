@@ -625,6 +625,8 @@ pub struct Slot {
     pub block_scope: u64,
     /// How many of the locks are not free.
     pub in_use: u64,
+    /// Frame of a look-up inside another op; zero when there is none.
+    pub look_up: u64,
     /// The task's op, and that of an interrupt on top of it.
     pub ops: [OpFrame; 2],
     pub read: ReadFrame,
@@ -637,7 +639,7 @@ pub struct Slot {
     pub held: [Held; HELD],
 }
 
-const _: () = assert!(size_of::<Slot>() == 32 + 2 * 24 + 56 + 16 + HELD * 48);
+const _: () = assert!(size_of::<Slot>() == 40 + 2 * 24 + 56 + 16 + HELD * 48);
 
 /// The slots of one hash value.
 pub type SlotSet = [Slot; SLOT_WAYS];
@@ -671,6 +673,41 @@ pub struct SiteTable {
 }
 
 const _: () = assert!(size_of::<SiteTable>() == 8 + 32 * SITES);
+
+/// Constants that are immediates of the code.
+pub mod constant {
+    /// Arrays of constants.
+    pub const LOCKS: u8 = 0;
+    pub const NODES: u8 = 1;
+    pub const BLOCKS: u8 = 2;
+    pub const TEXT: u8 = 3;
+    pub const FLAGS: u8 = 4;
+    pub const NUMBERS: u8 = 5;
+    pub const ARRAYS: usize = 6;
+
+    /// Number of sets of task slots less one.
+    pub const SET_MASK: usize = 0;
+    /// Number of possible CPUs.
+    pub const CPUS: usize = 1;
+    pub const COUNT: usize = 2;
+
+    const MARK: u64 = 0x6b63_6f72_0000_0000;
+
+    /// Stands for a constant in the code, until userspace replaces it.
+    pub const fn mark(array: u8, index: usize) -> u64 {
+        assert!(index < 1 << 8);
+        MARK | (array as u64) << 8 | index as u64
+    }
+
+    /// The array and the index that an immediate stands for, if it does.
+    pub const fn marked(immediate: u64) -> Option<(usize, usize)> {
+        let number = (immediate ^ MARK) as usize;
+        match number >> 8 < ARRAYS {
+            true => Some((number >> 8, number & 0xff)),
+            false => None,
+        }
+    }
+}
 
 /// Constants set before loading: an index into the `LOCKS` constant, which holds an address
 /// each, or zero for a lock that this kernel does not have as that kind.
@@ -830,7 +867,11 @@ pub mod flag {
     ///
     /// [`audit::VARIABLE`]: super::audit::VARIABLE
     pub const COUNT_OFFSET: usize = 9;
-    pub const COUNT: usize = 10;
+    /// A free may look up what it then removes, by a function that is not hooked.
+    pub const FREES_READ: usize = 10;
+    /// A program may ask for an argument whatever its type.
+    pub const ARGUMENT_HELPER: usize = 11;
+    pub const COUNT: usize = 12;
 }
 
 /// Bytes at the head of a function within which the call to its tracer returns.

@@ -167,30 +167,6 @@ words! {
     }
 }
 
-/// What an op does with a lock that is taken in it, where that does not depend on the site: bits by
-/// number of the op (`mm/vmalloc.c`, 5.10 to 7.3).
-pub mod intents {
-    use super::Op;
-
-    /// Ops that only look.
-    pub const READING: u32 = bits(&[Op::Find, Op::Vread, Op::Vmallocinfo]);
-    /// Ops that change something under whatever they take.
-    pub const WRITING: u32 = bits(&[Op::Alloc, Op::Purge, Op::UnmapAliases, Op::Pcpu]);
-    /// Ops that look areas up before they change something: what they do with the index depends on
-    /// the site, and with every other lock they change something.
-    pub const LOOKING_UP: u32 = bits(&[Op::Free, Op::MapRam, Op::UnmapRam]);
-
-    const fn bits(ops: &[Op]) -> u32 {
-        let mut bits = 0;
-        let mut index = 0;
-        while index < ops.len() {
-            bits |= 1 << ops[index].index();
-            index += 1;
-        }
-        bits
-    }
-}
-
 /// Numbers of the cells that count acquisitions: one per lock, mode, intent and op.
 pub mod cell {
     use super::{Intent, Lock, Mode, Op};
@@ -208,6 +184,47 @@ pub mod cell {
         ((lock.index() * Mode::COUNT + mode.index()) * Intent::COUNT + intent.index()) * Op::COUNT
             + op.index()
     }
+
+    /// What an op does with a lock that it takes, where that does not depend on the site
+    /// (`mm/vmalloc.c`, 5.10 to 7.3).
+    pub const fn intent(lock: Lock, mode: Mode, op: Op) -> Option<Intent> {
+        if let Mode::Shared = mode {
+            return Some(Intent::Read);
+        }
+        match op {
+            Op::Find | Op::Vread | Op::Vmallocinfo => Some(Intent::Read),
+            Op::Alloc | Op::Purge | Op::UnmapAliases | Op::Pcpu => Some(Intent::Write),
+            // They look an area up before they change something.
+            Op::Free | Op::MapRam | Op::UnmapRam => match lock {
+                Lock::VmapArea | Lock::NodeBusy => None,
+                _ => Some(Intent::Write),
+            },
+            Op::Other => None,
+        }
+    }
+
+    /// Entries of [`BY_OP`] for each lock and mode, one per op and some that nothing has.
+    pub const OPS: usize = 16;
+    /// The entry of [`BY_OP`] where the op alone does not tell the cell.
+    pub const BY_SITE: u16 = u16::MAX;
+
+    /// The cells of acquisitions in an op: an index is `lock * Mode::COUNT + mode`, times [`OPS`], plus
+    /// the op.
+    pub const BY_OP: [u16; 512] = {
+        let mut cells = [BY_SITE; 512];
+        let mut number = 0;
+        while number < Lock::COUNT * Mode::COUNT * Op::COUNT {
+            let of_mode = number / Op::COUNT;
+            let lock = Lock::ALL[of_mode / Mode::COUNT];
+            let mode = Mode::ALL[of_mode % Mode::COUNT];
+            let op = Op::ALL[number % Op::COUNT];
+            if let Some(intent) = intent(lock, mode, op) {
+                cells[of_mode * OPS + op.index()] = index(lock, mode, intent, op) as u16;
+            }
+            number += 1;
+        }
+        cells
+    };
 
     /// The words of a cell, or nothing for a number out of range.
     pub fn words(index: usize) -> Option<(Lock, Mode, Intent, Op)> {
@@ -235,13 +252,28 @@ mod tests {
     }
 
     #[test]
-    fn every_op_but_the_unknown_one_has_its_intent() {
-        let sets = [intents::READING, intents::WRITING, intents::LOOKING_UP];
-        let all = sets.iter().fold(0, |all, set| {
-            assert_eq!(all & set, 0, "in two sets");
-            all | set
-        });
-        assert_eq!(all, (1 << Op::COUNT) - 1 - (1 << Op::Other.index()));
+    fn an_op_tells_the_cell_but_for_look_ups_of_what_will_change() {
+        for &lock in Lock::ALL {
+            for &mode in Mode::ALL {
+                for &op in Op::ALL {
+                    let of_mode = lock.index() * Mode::COUNT + mode.index();
+                    let by_op = cell::BY_OP[of_mode * cell::OPS + op.index()];
+                    match cell::intent(lock, mode, op) {
+                        Some(intent) => {
+                            let words = cell::words(by_op.into());
+                            assert_eq!(words, Some((lock, mode, intent, op)));
+                        }
+                        None => {
+                            assert_eq!(by_op, cell::BY_SITE);
+                            assert_eq!(mode, Mode::Exclusive, "who shares a lock reads");
+                        }
+                    }
+                }
+            }
+        }
+        let in_free = |lock| cell::intent(lock, Mode::Exclusive, Op::Free);
+        assert_eq!(in_free(Lock::VmapArea), None);
+        assert_eq!(in_free(Lock::FreeVmapArea), Some(Intent::Write));
     }
 
     #[test]

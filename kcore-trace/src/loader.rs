@@ -20,9 +20,9 @@ use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
     HISTOGRAMS, HOLDER_STACKS, READERS, SITES, SLOT_SETS, SiteRange, SiteTable, address, audit,
-    blame, block, flag, node, read, text,
+    blame, block, constant, flag, node, read, text,
 };
-use kcore_trace_ebpf::words::{Context, Destination, Kind, Lock, Op, Source, cell};
+use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Op, Source, cell};
 use log::Log;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chroot;
@@ -35,7 +35,7 @@ use crate::host;
 use crate::kernel::{Addresses, Facts, PerCpu, bpf};
 use crate::model::{Level, Missing};
 use crate::plan::{FoundBy, Hooks, Plan, PlannedHook};
-use crate::probes::{Attach, CGROUP_HELPER, TASK_HELPER, program};
+use crate::probes::{ARGUMENT_HELPER, Attach, CGROUP_HELPER, TASK_HELPER, program};
 use crate::syscall;
 
 /// The object that holds all programs.
@@ -425,8 +425,7 @@ fn load_object(
     addresses: &Addresses,
 ) -> Result<Ebpf> {
     let cpus = possible_ids(facts);
-    let sets = cpus.saturating_mul(4).next_power_of_two().max(SLOT_SETS);
-    let mask = u64::from(sets - 1);
+    let sets = slot_sets(cpus);
     // A map has one entry at least.
     let node_counters = (cpus * constants.nodes[node::COUNTERS] as u32).max(1);
     let blame_rows = match constants.knows_holders() {
@@ -447,21 +446,15 @@ fn load_object(
     if let Some(variable) = constants.preempt_count {
         bpf::name_variable(object.to_mut(), audit::VARIABLE, variable);
     }
+    bpf::replace_constants(object.to_mut(), |mark| constants.value(mark));
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
     loader
         // The object carries no types of its own that the kernel would have to be told.
         .btf(None)
-        .override_global("LOCKS", &constants.locks, true)
-        .override_global("NODES", &constants.nodes, true)
-        .override_global("BLOCKS", &constants.blocks, true)
-        .override_global("TEXT", &constants.text, true)
         .override_global("ACQUIRE", &addresses.acquire, true)
-        .override_global("FLAGS", &constants.flags, true)
         .override_global("READS", &constants.reads, true)
-        .override_global("SET_MASK", &mask, true)
-        .override_global("CPUS", &constants.cpus, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .map_max_entries("TASKS", sets)
         .map_max_entries("COUNTERS", cpus)
@@ -481,6 +474,11 @@ fn load_object(
         .context("failed to create the maps")
 }
 
+/// How many sets of task slots there are.
+fn slot_sets(cpus: u32) -> u32 {
+    cpus.saturating_mul(4).next_power_of_two().max(SLOT_SETS)
+}
+
 /// One more than the highest id of a CPU, which is what counters are indexed by: ids can have gaps,
 /// and then there are fewer CPUs than that.
 fn possible_ids(facts: &Facts) -> u32 {
@@ -497,17 +495,17 @@ struct Constants {
     text: [u64; text::COUNT],
     flags: [u64; flag::COUNT],
     reads: [u64; read::COUNT],
-    cpus: u64,
+    numbers: [u64; constant::COUNT],
     /// The BTF id of the variable that has the preempt count, where it may be read by its type.
     preempt_count: Option<u32>,
 }
 
 impl Constants {
     fn new(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Self {
-        let mut constants = Self {
-            cpus: possible_ids(facts).into(),
-            ..Self::default()
-        };
+        let mut constants = Self::default();
+        let cpus = possible_ids(facts);
+        constants.numbers[constant::CPUS] = cpus.into();
+        constants.numbers[constant::SET_MASK] = u64::from(slot_sets(cpus) - 1);
         constants.set_locks(plan, addresses);
         constants.set_nodes(plan, facts, addresses);
         constants.set_blocks(plan, facts);
@@ -526,6 +524,10 @@ impl Constants {
         let audited = !plan.contexts.is_empty();
         constants.flags[flag::AUDIT] = audited.into();
         constants.flags[flag::TYPED_TASK] = facts.function(TASK_HELPER).symbols as u64;
+        constants.flags[flag::ARGUMENT_HELPER] = facts.function(ARGUMENT_HELPER).symbols as u64;
+        let mut sites = addresses.sites.iter();
+        let reads = sites.any(|(site, _)| site.op == Op::Free && site.intent == Intent::Read);
+        constants.flags[flag::FREES_READ] = reads.into();
         let counts = addresses.preempt_count.filter(|_| audited);
         if let Some((variable, offset)) = counts.and_then(PerCpu::typed) {
             constants.preempt_count = Some(variable);
@@ -544,6 +546,21 @@ impl Constants {
     /// Whether every acquisition is seen when the lock is owned, as the programs ask too.
     fn knows_holders(&self) -> bool {
         self.flags[flag::EVERY_ACQUISITION] != 0 && self.flags[flag::AT_ENTRY] == 0
+    }
+
+    /// The constant that a mark in the code stands for, if it is one.
+    fn value(&self, mark: u64) -> Option<u64> {
+        // In the order of their numbers.
+        let arrays: [&[u64]; constant::ARRAYS] = [
+            &self.locks,
+            &self.nodes,
+            &self.blocks,
+            &self.text,
+            &self.flags,
+            &self.numbers,
+        ];
+        let (array, index) = constant::marked(mark)?;
+        arrays[array].get(index).copied()
     }
 
     fn set_locks(&mut self, plan: &Plan, addresses: &Addresses) {
@@ -662,6 +679,21 @@ fn missing_capability(effective: u64) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_constant_in_the_programs_has_a_value() {
+        let constants = Constants::default();
+        let mut seen = [0; constant::ARRAYS];
+        let mut object = OBJECT.to_vec();
+        bpf::replace_constants(&mut object, |mark| {
+            let (array, index) = constant::marked(mark)?;
+            seen[array] += 1;
+            let value = constants.value(mark);
+            assert!(value.is_some(), "constant {index} of array {array}");
+            value
+        });
+        assert!(seen.iter().all(|&seen| seen > 0), "{seen:?}");
+    }
 
     #[test]
     fn the_missing_capability_is_named() {

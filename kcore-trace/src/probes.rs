@@ -232,6 +232,10 @@ pub const CGROUP_HELPER: &str = "bpf_get_current_cgroup_id";
 /// A helper that gives the task with its type, from 5.11 on (`kernel/trace/bpf_trace.c`).
 pub const TASK_HELPER: &str = "bpf_get_current_task_btf";
 
+/// A helper that gives an argument of a traced function, from 5.17 on (`kernel/trace/bpf_trace.c`); the
+/// program calls it without the prefix that its name has for programs.
+pub const ARGUMENT_HELPER: &str = "get_func_arg";
+
 /// What a function of the lock primitives does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {

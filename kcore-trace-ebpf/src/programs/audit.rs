@@ -20,7 +20,7 @@ use kcore_trace_ebpf::layout::{
 };
 use kcore_trace_ebpf::words::{Context as Word, Mode, Op};
 
-use super::constants::flags;
+use super::constants::{flags, is_set};
 use super::maps::{self, Shared};
 use super::record::{self, add};
 use super::site::Caller;
@@ -41,7 +41,7 @@ static AUDIT_STATE: Shared<AuditState> = Shared::new(AuditState {
 /// Whether contexts are looked at.
 #[inline(always)]
 pub(crate) fn looks() -> bool {
-    flags(flag::AUDIT) != 0
+    is_set::<{ flag::AUDIT }>()
 }
 
 /// An acquisition, as far as its hook knows it.
@@ -87,7 +87,8 @@ pub(crate) unsafe fn spinlocks_held(slot: *const Slot) -> u64 {
         }
         for index in 0..HELD {
             let lock = &raw const (*slot).held[index];
-            let spins = flags(flag::SPINLOCKS) >> (blame::lock((*lock).cell.into()) & 63) & 1;
+            let spins =
+                flags::<{ flag::SPINLOCKS }>() >> (blame::lock((*lock).cell.into()) & 63) & 1;
             let difference = u64::from((*lock).state ^ state::HELD);
             held += spins & (any(difference) ^ 1);
         }
@@ -241,7 +242,7 @@ fn told(preempt_count: u64, base: u64, rcu: u64, no_rcu: u64) -> u64 {
 /// The preempt count of this CPU.
 #[inline(always)]
 unsafe fn preempt_count(table: *const AuditTable) -> u64 {
-    let offset = flags(flag::COUNT_OFFSET);
+    let offset = flags::<{ flag::COUNT_OFFSET }>();
     // SAFETY: the verifier knows the type of the variable, and checks the constant offset against it;
     // or the helper checks the address, which is a map value.
     unsafe {
@@ -258,14 +259,14 @@ unsafe fn preempt_count(table: *const AuditTable) -> u64 {
 /// The depth of RCU read sections of the current task; zero where it is not known.
 #[inline(always)]
 unsafe fn rcu_depth() -> u64 {
-    let offset = flags(flag::RCU_OFFSET);
+    let offset = flags::<{ flag::RCU_OFFSET }>();
     if offset == 0 {
         return 0;
     }
     // SAFETY: the verifier knows the type of the task, and checks the constant offset against it; or
     // the helper checks the address.
     unsafe {
-        if flags(flag::TYPED_TASK) != 0 {
+        if is_set::<{ flag::TYPED_TASK }>() {
             read_typed(bpf_get_current_task_btf().cast(), offset)
         } else {
             read_half(bpf_get_current_task() + offset - 1)

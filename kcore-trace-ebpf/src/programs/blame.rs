@@ -10,7 +10,7 @@ use core::ptr::read_volatile;
 use kcore_trace_ebpf::layout::{blame, flag};
 use kcore_trace_ebpf::words::Lock;
 
-use super::constants::{cpus, flags};
+use super::constants::{cpus, is_set};
 use super::hidden;
 use super::maps::BLAME;
 use super::record;
@@ -18,7 +18,7 @@ use super::record;
 /// Whether holders are known.
 #[inline(always)]
 pub(crate) fn counts() -> bool {
-    flags(flag::EVERY_ACQUISITION) != 0 && flags(flag::AT_ENTRY) == 0
+    is_set::<{ flag::EVERY_ACQUISITION }>() && !is_set::<{ flag::AT_ENTRY }>()
 }
 
 static PLACES: [u8; Lock::COUNT] = blame::PLACES;

@@ -1,35 +1,79 @@
-//! What userspace sets before loading: read-only data, which the verifier folds into the code.
+//! What userspace sets before loading.
+//!
+//! Most constants are immediates of the code, which userspace replaces: a load of one is one
+//! instruction, and the verifier removes what is not reached with it. Those that are asked for by an
+//! index are read-only data.
 //!
 //! Out: one function per constant. Invariant: a constant that is not set is zero, and zero means
 //! that the thing is not there.
 
+use core::arch::asm;
 use core::ptr::read_volatile;
 
-use kcore_trace_ebpf::layout::{acquire, address, block, flag, node, read, text};
+use kcore_trace_ebpf::layout::{acquire, constant, read};
 
-#[unsafe(no_mangle)]
-static LOCKS: [u64; address::COUNT] = [0; address::COUNT];
-#[unsafe(no_mangle)]
-static NODES: [u64; node::COUNT] = [0; node::COUNT];
-#[unsafe(no_mangle)]
-static BLOCKS: [u64; block::COUNT] = [0; block::COUNT];
-#[unsafe(no_mangle)]
-static TEXT: [u64; text::COUNT] = [0; text::COUNT];
+macro_rules! constants {
+    ($($name:ident = $array:ident),+) => {$(
+        #[inline(always)]
+        pub(crate) fn $name<const INDEX: usize>() -> u64 {
+            let value: u64;
+            // SAFETY: an instruction that loads a constant.
+            unsafe {
+                asm!(
+                    "{0} = {1} ll",
+                    out(reg) value,
+                    const constant::mark(constant::$array, INDEX),
+                    // Not pure: it is cheaper to load a constant again than to keep it.
+                    options(nomem, nostack)
+                );
+            };
+            value
+        }
+    )+};
+}
+
+constants!(
+    lock = LOCKS,
+    nodes = NODES,
+    blocks = BLOCKS,
+    kernel = TEXT,
+    flags = FLAGS,
+    number = NUMBERS
+);
+
+/// Whether a flag is set. Each way begins with a jump to the next instruction: the verifier, which goes
+/// one of them only, then removes the other together with the branch.
+#[inline(always)]
+pub(crate) fn is_set<const FLAG: usize>() -> bool {
+    let is_set = flags::<FLAG>() != 0;
+    // SAFETY: they do nothing. Not the same, or the compiler makes one of them.
+    unsafe {
+        if is_set {
+            asm!("goto +0 /* set */", options(nomem, nostack));
+        } else {
+            asm!("goto +0 /* not set */", options(nomem, nostack));
+        }
+    }
+    is_set
+}
+
+#[inline(always)]
+pub(crate) fn set_mask() -> u32 {
+    number::<{ constant::SET_MASK }>() as u32
+}
+
+#[inline(always)]
+pub(crate) fn cpus() -> u32 {
+    number::<{ constant::CPUS }>() as u32
+}
+
 /// Addresses of the functions that take a lock.
 #[unsafe(no_mangle)]
 static ACQUIRE: [u64; acquire::COUNT] = [0; acquire::COUNT];
 #[unsafe(no_mangle)]
-static FLAGS: [u64; flag::COUNT] = [0; flag::COUNT];
-#[unsafe(no_mangle)]
 static READS: [u64; read::COUNT] = [0; read::COUNT];
-/// Number of sets of task slots less one.
-#[unsafe(no_mangle)]
-static SET_MASK: u64 = 0;
-/// Number of possible CPUs.
-#[unsafe(no_mangle)]
-static CPUS: u64 = 0;
 
-macro_rules! constants {
+macro_rules! tables {
     ($($name:ident = $array:ident),+) => {$(
         #[inline(always)]
         pub(crate) fn $name(index: usize) -> u64 {
@@ -40,24 +84,4 @@ macro_rules! constants {
     )+};
 }
 
-constants!(
-    lock = LOCKS,
-    nodes = NODES,
-    blocks = BLOCKS,
-    kernel = TEXT,
-    acquire_function = ACQUIRE,
-    flags = FLAGS,
-    reads = READS
-);
-
-#[inline(always)]
-pub(crate) fn set_mask() -> u32 {
-    // SAFETY: as above.
-    unsafe { read_volatile(&SET_MASK) as u32 }
-}
-
-#[inline(always)]
-pub(crate) fn cpus() -> u32 {
-    // SAFETY: as above.
-    unsafe { read_volatile(&CPUS) as u32 }
-}
+tables!(acquire_function = ACQUIRE, reads = READS);

@@ -15,7 +15,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use kcore_trace_ebpf::layout::{Held, READERS, Slot, blame, flag, holder as layout, state};
 use kcore_trace_ebpf::words::{Mode, cell};
 
-use super::constants::flags;
+use super::constants::is_set;
 use super::maps::Shared;
 use super::record::add_half;
 use super::{hidden, slot};
@@ -109,7 +109,7 @@ pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
         // What is being written is not to be read.
         write_volatile(&raw mut (*place).latest, latest | 1);
         write_volatile(&raw mut (*place).word, blame::name(address) | who);
-        if flags(flag::INSIDE) != 0 {
+        if is_set::<{ flag::INSIDE }>() {
             write_volatile(&raw mut (*place).task, bpf_get_current_pid_tgid());
         }
         let number = (latest >> 1) + 1;
@@ -197,7 +197,7 @@ pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
         if seen && latest & 1 == 0 && latest == read_volatile(&raw const (*place).latest) {
             waits_for(place, over);
             // It was the first to share the lock that others still have.
-            if flags(flag::INSIDE) != 0 && holder.task == bpf_get_current_pid_tgid() {
+            if is_set::<{ flag::INSIDE }>() && holder.task == bpf_get_current_pid_tgid() {
                 holder.reader = 0;
                 holder.task = 0;
             }
@@ -258,7 +258,7 @@ pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
 /// Notes that a turn is waited for.
 #[inline(always)]
 unsafe fn waits_for(place: *mut Place, number: u32) {
-    if flags(flag::STACKS) != 0 {
+    if is_set::<{ flag::STACKS }>() {
         // SAFETY: the caller passes a place.
         unsafe { write_volatile(&raw mut (*place).waited_for, number) };
     }

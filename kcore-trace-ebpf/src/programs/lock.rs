@@ -8,19 +8,21 @@
 //! Invariant: an acquisition is counted once, under the cell that its release will be counted
 //! under, and a wait is counted only when it ended.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use kcore_trace_ebpf::layout::{self, Held, Slot, flag, miss, series, state, text};
-use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, intents};
+use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
 
 use super::audit::{self, Acquisition};
 use super::blame as blamed;
-use super::constants::{flags, kernel};
+use super::constants::{is_set, kernel};
 use super::holder;
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
-use super::{Context, inside, node, reader, worst};
+use super::{Context, hidden, inside, node, op, reader, worst};
 
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
@@ -29,8 +31,6 @@ pub(crate) struct Taken {
     /// The number of the role.
     lock: u32,
     mode: Mode,
-    /// Whether its release is hooked too, so that the holder is worth remembering.
-    followed: bool,
     /// Whether it is a spinlock.
     spins: bool,
     /// Whether it is only tried.
@@ -41,13 +41,12 @@ impl Taken {
     /// One that was told by its address: the verifier forgets both address and role, so that it follows
     /// one path for all of them.
     #[inline(always)]
-    pub(crate) fn new(address: u64, lock: Lock, mode: Mode, followed: bool) -> Self {
+    pub(crate) fn new(address: u64, lock: Lock, mode: Mode) -> Self {
         let zero = record::unknown_zero();
         Self {
             address: address.wrapping_add(zero),
             lock: (lock as u32).wrapping_add(zero as u32),
             mode,
-            followed,
             spins: false,
             tries: false,
         }
@@ -73,15 +72,20 @@ impl Taken {
 
     /// The same of a role that is known as a number.
     #[inline(always)]
-    pub(crate) fn numbered(address: u64, lock: u32, mode: Mode, followed: bool) -> Self {
+    pub(crate) fn numbered(address: u64, lock: u32, mode: Mode) -> Self {
         Self {
             address,
             lock,
             mode,
-            followed,
             spins: false,
             tries: false,
         }
+    }
+
+    /// Whether its release is hooked too, so that the holder is worth remembering.
+    #[inline(always)]
+    fn followed(self) -> bool {
+        !self.spins || is_set::<{ flag::SPIN_RELEASES }>()
     }
 
     #[inline(always)]
@@ -103,26 +107,34 @@ fn site(address: u64) -> Site {
         Some(site) => site,
         None => {
             record::miss(miss::UNKNOWN_SITE);
-            say_unknown(address.wrapping_sub(kernel(text::START)));
+            say_unknown(address.wrapping_sub(kernel::<{ text::START }>()));
             site::UNKNOWN
         }
     }
 }
 
-/// What an op does with a lock, where that does not depend on the site.
+static CELLS: [u16; cell::BY_OP.len()] = cell::BY_OP;
+
+/// The cell of an acquisition in an op, where that does not depend on the site.
 #[inline(always)]
-fn intent_of(taken: Taken, op: u32) -> Option<Intent> {
-    let among = |ops: u32| ops >> (op & 31) & 1 != 0;
-    if let Mode::Shared = taken.mode {
-        Some(Intent::Read)
-    } else if among(intents::READING) {
-        Some(Intent::Read)
-    } else if among(intents::WRITING) {
-        Some(Intent::Write)
-    } else if among(intents::LOOKING_UP) && !taken.is(Lock::VmapArea) && !taken.is(Lock::NodeBusy) {
-        Some(Intent::Write)
-    } else {
-        None
+fn cell_by_op(taken: Taken, op: u32) -> Option<u32> {
+    let index = u64::from(of_mode(taken)) * cell::OPS as u64 + u64::from(op);
+    let index = hidden(index) & (CELLS.len() as u64 - 1);
+    // SAFETY: the index is inside the table; hidden from the compiler, or it removes the mask that
+    // tells the verifier so.
+    match unsafe { read_volatile(CELLS.as_ptr().add(index as usize)) } {
+        cell::BY_SITE => None,
+        cell => Some(cell.into()),
+    }
+}
+
+/// The cell of an acquisition at a site, in an op if one is known.
+#[inline(always)]
+fn cell_by_site(taken: Taken, op: Option<u32>, site: Site) -> u32 {
+    let op = op.unwrap_or(site.op);
+    match cell_by_op(taken, op) {
+        Some(cell) => cell,
+        None => cell_of(taken, intent_at(taken, site), op),
     }
 }
 
@@ -140,8 +152,12 @@ fn intent_at(taken: Taken, site: Site) -> u32 {
 #[inline(always)]
 fn cell_of(taken: Taken, intent: u32, op: u32) -> u32 {
     // As in `cell::index`.
-    let of_mode = taken.lock * Mode::COUNT as u32 + taken.mode as u32;
-    (of_mode * Intent::COUNT as u32 + intent) * Op::COUNT as u32 + op
+    (of_mode(taken) * Intent::COUNT as u32 + intent) * Op::COUNT as u32 + op
+}
+
+#[inline(always)]
+fn of_mode(taken: Taken) -> u32 {
+    taken.lock * Mode::COUNT as u32 + taken.mode as u32
 }
 
 /// Tells whoever asked for diagnostics which function the table of call sites lacks: as a distance
@@ -180,21 +196,31 @@ unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) ->
     } else {
         0
     };
+    let sp = slot::stack_address(here);
     // SAFETY: the caller passes a map value.
-    let op = unsafe {
-        let sp = slot::stack_address(here);
-        slot::live_op(slot, sp)
+    let live = unsafe { slot::live_op(slot, sp) };
+    let Some(live) = live else {
+        let cell = cell_by_site(taken, None, site_of(read, caller));
+        return Class { cell, site: read };
     };
-    let cell = match op.and_then(|op| Some((op, intent_of(taken, op)?))) {
-        Some((op, intent)) => cell_of(taken, intent as u32, op),
-        None => {
-            let site = site_of(read, caller);
-            let op = op.unwrap_or(site.op);
-            let by_op = intent_of(taken, op);
-            let intent = by_op.map_or(intent_at(taken, site), |intent| intent as u32);
-            cell_of(taken, intent, op)
+    if let Some(cell) = cell_by_op(taken, live.op()) {
+        return Class { cell, site: read };
+    }
+    // SAFETY: as above.
+    let looks_up = unsafe { slot::looks_up(slot, sp) };
+    let intent = if op::tells_look_ups(live) {
+        if looks_up {
+            Intent::Read as u32
+        } else {
+            Intent::Write as u32
         }
+    } else {
+        let site = site_of(read, caller);
+        let intent = intent_at(taken, site);
+        op::learn(live, looks_up && intent == Intent::Read as u32);
+        intent
     };
+    let cell = cell_of(taken, intent, live.op());
     Class { cell, site: read }
 }
 
@@ -231,7 +257,7 @@ pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
                 wait_ended(caller.context(), cpu, waiting, index, wait_ns);
                 waiting
             }
-            None if taken.followed => {
+            None if taken.followed() => {
                 let Some(room) = room_for(slot, taken) else {
                     return;
                 };
@@ -244,16 +270,16 @@ pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
         };
         (*held).cell = index;
         (*held).reader = reader;
-        if taken.followed && blamed::counts() {
+        if taken.followed() && blamed::counts() {
             (*held).turn = holder::took(taken.address, taken.mode, index, reader);
             if let Mode::Shared = taken.mode
-                && flags(flag::INSIDE) != 0
+                && is_set::<{ flag::INSIDE }>()
                 && taken.is(Lock::VmapArea)
             {
                 inside::shared(taken.address, index);
             }
         }
-        become_held(slot, held, taken.followed);
+        become_held(slot, held, taken.followed());
     }
 }
 
@@ -368,17 +394,17 @@ unsafe fn wait_ended(ctx: Context, cpu: Cpu, held: *mut Held, index: u32, wait_n
     unsafe {
         record::waited(index, wait_ns);
         node::waited(cpu, index, (*held).address, wait_ns);
-        if flags(flag::INSIDE) != 0 {
+        if is_set::<{ flag::INSIDE }>() {
             reader::waited((*held).reader.into(), wait_ns);
         }
         if blamed::counts() {
             let holder = holder::blamed(held);
             blamed::waited(index, holder.purpose.into(), wait_ns);
-            if flags(flag::INSIDE) != 0 {
+            if is_set::<{ flag::INSIDE }>() {
                 reader::inflicted(holder.reader.into(), wait_ns);
             }
         }
-        if flags(flag::INSIDE) != 0 {
+        if is_set::<{ flag::INSIDE }>() {
             worst::waited(ctx, held, index, wait_ns);
             inside::waited(held, index);
         }
@@ -434,7 +460,7 @@ pub(crate) fn slow_path(address: u64) {
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        if flags(flag::AT_ENTRY) != 0 {
+        if is_set::<{ flag::AT_ENTRY }>() {
             // The wait began at the entry of the acquire function.
             if let Some(held) = slot::held(slot, address, state::TRYING) {
                 (*held).state = state::TRYING_WAITING;
@@ -451,9 +477,7 @@ pub(crate) fn slow_path(address: u64) {
 /// from the stack.
 #[inline(always)]
 pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
-    let by_op = intent_of(taken, stack.op);
-    let intent = by_op.map_or(intent_at(taken, stack.site), |intent| intent as u32);
-    let cell = record::forget(cell_of(taken, intent, stack.op));
+    let cell = record::forget(cell_by_site(taken, Some(stack.op), stack.site));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
     unsafe { wait_begins(slot, taken.address, cell, false) };
@@ -526,7 +550,11 @@ unsafe fn done(ctx: Context, slot: *mut Slot, held: *mut Held, got_it: bool, fol
         }
         let wait_ns = now().wrapping_sub((*held).since_ns);
         wait_ended(ctx, cpu, held, index, wait_ns);
-        become_held(slot, held, followed && flags(flag::EVERY_ACQUISITION) != 0);
+        become_held(
+            slot,
+            held,
+            followed && is_set::<{ flag::EVERY_ACQUISITION }>(),
+        );
     }
 }
 
@@ -568,7 +596,7 @@ fn try_release(ctx: Context, address: u64, mode: Mode, end_ns: u64) -> bool {
             return false;
         };
         hold_ended(held, end_ns);
-        if flags(flag::STACKS) != 0 && blamed::counts() {
+        if is_set::<{ flag::STACKS }>() && blamed::counts() {
             worst::released(ctx, held, end_ns);
         }
         slot::vacate(slot, held);
@@ -590,12 +618,12 @@ unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
         };
         let hold_ns = end_ns.wrapping_sub((*held).since_ns);
         record::add(&raw mut (*counters).releases, 1);
-        let series = series::hold(index as usize) as u32;
+        let series = series::hold(index as usize);
         let hold = &raw mut (*counters).hold;
         cpu.duration(hold, series, hold_ns, || {
             record::occurs(index);
         });
-        if flags(flag::INSIDE) != 0 {
+        if is_set::<{ flag::INSIDE }>() {
             reader::held((*held).reader.into(), index, hold_ns, end_ns);
         }
     }

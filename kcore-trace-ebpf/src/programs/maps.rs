@@ -86,7 +86,7 @@ pub(crate) static AUDIT: Array<AuditTable> = Array::with_max_entries(1, MAPPABLE
 #[unsafe(no_mangle)]
 pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::ALWAYS_ZERO + 2]);
 
-/// What tasks are doing, found by a hash of the task's address: 440 KiB, with more than 64 CPUs
+/// What tasks are doing, found by a hash of the task's address: 448 KiB, with more than 64 CPUs
 /// 7 KiB for each.
 #[map]
 pub(crate) static TASKS: Array<SlotSet> = Array::with_max_entries(SLOT_SETS, MAPPABLE);

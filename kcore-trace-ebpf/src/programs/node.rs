@@ -36,21 +36,21 @@ pub(crate) fn waited(cpu: Cpu, cell: u32, address: u64, wait_ns: u64) {
 
 #[inline(always)]
 fn counters(cpu: Cpu, cell: u32, address: u64) -> Option<*mut NodeCounters> {
-    if nodes(node::SPAN) == 0 {
+    if nodes::<{ node::SPAN }>() == 0 {
         return None;
     }
     let lock = lock_of(cell)?;
-    let base = nodes(node::BASE);
+    let base = nodes::<{ node::BASE }>();
     let distance = if base != 0 {
         address.wrapping_sub(base)
     } else {
-        address & nodes(node::ALIGN).wrapping_sub(1)
+        address & nodes::<{ node::ALIGN }>().wrapping_sub(1)
     };
-    if distance >= nodes(node::SPAN) {
+    if distance >= nodes::<{ node::SPAN }>() {
         return None;
     }
-    let number = node::number(distance, nodes(node::RECIPROCAL));
-    let first = cpu.id() * nodes(node::COUNTERS) as u32;
+    let number = node::number(distance, nodes::<{ node::RECIPROCAL }>());
+    let first = cpu.id() * nodes::<{ node::COUNTERS }>() as u32;
     NODE_COUNTERS.get_ptr_mut(first + node::counters(number, lock) as u32)
 }
 

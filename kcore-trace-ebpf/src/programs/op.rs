@@ -1,18 +1,21 @@
 //! The programs on vmalloc operations: which op a task is in, and how long it took.
 //!
 //! In: entry and exit of the op functions. Out: the counters of ops, and the live op in the task's
-//! slot, under which its acquisitions are counted. An op inside another belongs to the outer one.
+//! slot, under which its acquisitions are counted. An op inside another belongs to the outer one; a
+//! look-up inside a free tells what its acquisitions are for.
 //! While anyone is in a function that may take a `vmap_block.lock`, [`block_scopes`] is not zero.
 
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
+use aya_ebpf::helpers::generated::bpf_get_func_arg;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
-use kcore_trace_ebpf::layout::series;
+use kcore_trace_ebpf::layout::{flag, series};
 use kcore_trace_ebpf::words::Op;
 
+use super::constants::is_set;
 use super::maps::Shared;
 use super::site::Caller;
-use super::slot::{self, Here, SPANNING};
+use super::slot::{self, Here, Live, SPANNING};
 use super::{Context, audit, programs, record};
 
 static BLOCK_SCOPES: Shared<u64> = Shared::new(0);
@@ -49,16 +52,21 @@ fn enter(op: Op, function: u32, here: Here, caller: Caller) {
     // SAFETY: the slot and the op in it are map values.
     unsafe {
         let sp = slot::stack_address(here);
-        if let Some(frame) = slot::outermost(slot, sp, function) {
-            (*frame).op = op as u32;
-            (*frame).function = function;
-            (*frame).frame = sp;
-            let since_ns = now();
-            (*frame).since_ns = since_ns;
-            (*slot).touched_ns = since_ns;
-            if function != VFREE && function != INNER_VFREE {
-                audit::entered(caller, op);
+        let Some(frame) = slot::outermost(slot, sp, function) else {
+            if let Op::Find = op {
+                slot::look_up(slot, sp);
             }
+            return;
+        };
+        (*slot).look_up = 0;
+        (*frame).op = op as u32;
+        (*frame).function = function;
+        (*frame).frame = sp;
+        let since_ns = now();
+        (*frame).since_ns = since_ns;
+        (*slot).touched_ns = since_ns;
+        if function != VFREE && function != INNER_VFREE {
+            audit::entered(caller, op);
         }
     }
 }
@@ -67,13 +75,40 @@ fn enter(op: Op, function: u32, here: Here, caller: Caller) {
 const VFREE: u32 = 2;
 const INNER_VFREE: u32 = 4;
 
+/// Whether vfree calls a function to look the area up, as was seen: it looks up once, perhaps by what the
+/// compiler put into it (`mm/vmalloc.c`, up to 6.2).
+static CALLS_TO_LOOK_UP: Shared<u64> = Shared::new(0);
+
+/// Whether what an op takes outside of hooked look-ups is taken to change something. To read who called
+/// costs nearly as much as all else of an acquisition.
 #[inline(always)]
-fn exit(here: Here) {
-    let end_ns = now();
+pub(crate) fn tells_look_ups(live: Live) -> bool {
+    // SAFETY: the word is a static.
+    let calls = unsafe { read_volatile(CALLS_TO_LOOK_UP.get()) } != 0;
+    live.op() == Op::Free as u32 && (!is_set::<{ flag::FREES_READ }>() || calls)
+}
+
+/// An acquisition was looked up by its site: whether it was made by a look-up that was called.
+#[inline(always)]
+pub(crate) fn learn(live: Live, called: bool) {
+    if called && (live.function() == VFREE || live.function() == INNER_VFREE) {
+        // SAFETY: the word is a static.
+        unsafe { write_volatile(CALLS_TO_LOOK_UP.get(), 1) };
+    }
+}
+
+#[inline(always)]
+fn exit(op: Op, here: Here) {
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and the op in it are map values.
     unsafe {
         let sp = slot::stack_address(here);
+        if let Op::Find = op
+            && (*slot).look_up == sp
+        {
+            (*slot).look_up = 0;
+            return;
+        }
         let frame = if (*slot).ops[0].frame == sp {
             &raw mut (*slot).ops[0]
         } else if (*slot).ops[1].frame == sp {
@@ -81,6 +116,7 @@ fn exit(here: Here) {
         } else {
             return;
         };
+        let end_ns = now();
         (*frame).frame = 0;
         ended((*frame).op, end_ns.wrapping_sub((*frame).since_ns));
     }
@@ -93,7 +129,7 @@ fn ended(op: u32, ns: u64) {
     // SAFETY: the counters are a map value.
     unsafe {
         record::add(&raw mut (*counters).count, 1);
-        let series = series::op(op as usize) as u32;
+        let series = series::op(op as usize);
         cpu.duration(&raw mut (*counters).latency, series, ns, || ());
     }
 }
@@ -145,12 +181,12 @@ macro_rules! op_function {
                 $(if $skip(untyped(ctx)) { return 0; })?
                 enter(Op::$op, $function, Here::Trampoline(ctx), Caller::Entry(ctx))
             }
-            "fexit" $fexit(ctx) { exit(Here::Trampoline(ctx)) }
+            "fexit" $fexit(ctx) { exit(Op::$op, Here::Trampoline(ctx)) }
             "kprobe" $kprobe(ctx) {
                 $(if $skip(ctx.probe_arg0()) { return 0; })?
                 enter(Op::$op, $function, Here::Number(ctx.probe_sp()), Caller::Probe(ctx))
             }
-            "kretprobe" $kretprobe(ctx) { exit(Here::Number(ctx.probe_sp() - 8)) }
+            "kretprobe" $kretprobe(ctx) { exit(Op::$op, Here::Number(ctx.probe_sp() - 8)) }
         }
     };
 }
@@ -171,8 +207,14 @@ macro_rules! block_scope_function {
 /// a program load ("arg0 type UNKNOWN is not a struct").
 #[inline(always)]
 fn untyped(ctx: Context) -> u64 {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel(ctx.as_ptr()) }.unwrap_or(0)
+    if !is_set::<{ flag::ARGUMENT_HELPER }>() {
+        // SAFETY: the helper checks the address.
+        return unsafe { bpf_probe_read_kernel(ctx.as_ptr()) }.unwrap_or(0);
+    }
+    let mut argument = 0;
+    // SAFETY: the helper writes a word.
+    unsafe { bpf_get_func_arg(ctx.as_ptr().cast(), 0, &raw mut argument) };
+    argument
 }
 
 /// Freeing nothing is no operation.
@@ -226,5 +268,5 @@ fn enter_spanning(op: Op) {
 
 programs! {
     "kprobe" seqstart_kp(_ctx) { enter_spanning(Op::Vmallocinfo) }
-    "kretprobe" seqstop_kr(_ctx) { exit(Here::Number(SPANNING)) }
+    "kretprobe" seqstop_kr(_ctx) { exit(Op::Vmallocinfo, Here::Number(SPANNING)) }
 }

@@ -19,7 +19,7 @@ use kcore_trace_ebpf::layout::{
 };
 use kcore_trace_ebpf::words::{Lock, Source};
 
-use super::constants::{flags, reads};
+use super::constants::{is_set, reads};
 use super::maps;
 use super::record::{self, add};
 use super::slot::{self, Here};
@@ -140,7 +140,7 @@ unsafe fn row_of(frame: *const ReadFrame) -> u32 {
 /// `slot` is a map value.
 #[inline(always)]
 pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u16 {
-    if flags(flag::INSIDE) == 0 {
+    if !is_set::<{ flag::INSIDE }>() {
         return 0;
     }
     // SAFETY: the caller says that the slot is valid.

@@ -115,7 +115,7 @@ impl Cpu {
     pub(crate) unsafe fn duration(
         self,
         durations: *mut Durations,
-        series: u32,
+        series: usize,
         ns: u64,
         longest: impl FnOnce(),
     ) {
@@ -135,8 +135,8 @@ impl Cpu {
 
     /// Adds a duration to the histogram of its series.
     #[inline(always)]
-    fn histogram(self, series: u32, ns: u64) {
-        let series = hidden(series.into());
+    fn histogram(self, series: usize, ns: u64) {
+        let series = hidden(series as u64);
         if series >= series::COUNT as u64 {
             return;
         }
@@ -145,10 +145,11 @@ impl Cpu {
         if number == 0 {
             return miss(miss::NO_HISTOGRAM);
         }
-        let bucket = forget(bucket::index_by(ns, exponent));
-        let octave = (number - 1) * bucket::OCTAVES as u32 + bucket / bucket::SUB;
-        if let Some(octave) = HISTS.get_ptr_mut(octave * cpus() + self.id) {
-            let bucket = hidden(bucket.into()) % u64::from(bucket::SUB);
+        let bucket = bucket::index_by(ns, exponent).wrapping_add(unknown_zero());
+        let octave =
+            (u64::from(number) - 1) * bucket::OCTAVES as u64 + bucket / u64::from(bucket::SUB);
+        if let Some(octave) = HISTS.get_ptr_mut(octave as u32 * cpus() + self.id) {
+            let bucket = hidden(bucket) % u64::from(bucket::SUB);
             // SAFETY: the bucket is inside the octave.
             unsafe {
                 let counter = octave.cast::<u32>().add(bucket as usize);
@@ -178,7 +179,7 @@ pub(crate) fn waited(cell: u32, ns: u64) -> u64 {
             (*rare).inverted_wait_min_ns = !ns;
         }
     }
-    cpu.histogram(series::wait(cell as usize) as u32, ns);
+    cpu.histogram(series::wait(cell as usize), ns);
     0
 }
 

@@ -112,7 +112,7 @@ fn pack(range: &SiteRange) -> u64 {
 /// Whether an address is in core kernel text.
 #[inline(always)]
 fn is_text(address: u64) -> bool {
-    address >= kernel(text::START) && address < kernel(text::END)
+    address >= kernel::<{ text::START }>() && address < kernel::<{ text::END }>()
 }
 
 /// Where the caller of a hooked function can be read.
@@ -215,8 +215,8 @@ pub(crate) fn may_be_block_taker(words_at: u64) -> bool {
     let Ok(words) = (unsafe { bpf_probe_read_kernel(words_at as *const [u64; 16]) }) else {
         return false;
     };
-    let start = kernel(text::BLOCK_TAKERS_START);
-    let length = kernel(text::BLOCK_TAKERS_END).wrapping_sub(start);
+    let start = kernel::<{ text::BLOCK_TAKERS_START }>();
+    let length = kernel::<{ text::BLOCK_TAKERS_END }>().wrapping_sub(start);
     let mut hit = false;
     for &word in &words {
         hit |= word.wrapping_sub(start) < length;

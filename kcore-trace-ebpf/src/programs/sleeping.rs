@@ -7,7 +7,7 @@
 use kcore_trace_ebpf::layout::{acquire, address, block, flag};
 use kcore_trace_ebpf::words::{Lock, Mode};
 
-use super::constants::{blocks, flags, lock as address_of};
+use super::constants::{blocks, is_set, lock as address_of};
 use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
@@ -52,16 +52,22 @@ enum Type {
 #[inline(always)]
 fn role(kind: Type, address: u64) -> Option<Lock> {
     match kind {
-        Type::Rwsem(_) if address == address_of(address::RWSEM_VMAP_AREA) => Some(Lock::VmapArea),
-        Type::Rwsem(_) if address == address_of(address::RWSEM_KCLIST) => Some(Lock::Kclist),
-        Type::Mutex if address == address_of(address::MUTEX_VMAP_PURGE) => Some(Lock::VmapPurge),
+        Type::Rwsem(_) if address == address_of::<{ address::RWSEM_VMAP_AREA }>() => {
+            Some(Lock::VmapArea)
+        }
+        Type::Rwsem(_) if address == address_of::<{ address::RWSEM_KCLIST }>() => {
+            Some(Lock::Kclist)
+        }
+        Type::Mutex if address == address_of::<{ address::MUTEX_VMAP_PURGE }>() => {
+            Some(Lock::VmapPurge)
+        }
         _ => None,
     }
 }
 
 #[inline(always)]
 fn taken(kind: Type, address: u64, lock: Lock) -> Taken {
-    Taken::new(address, lock, mode(kind), true)
+    Taken::new(address, lock, mode(kind))
 }
 
 #[inline(always)]
@@ -75,7 +81,9 @@ fn mode(kind: Type) -> Mode {
 /// Whether `vmap_block.lock` is a mutex and someone is in a function that may take one.
 #[inline(always)]
 fn blocks_in_use(kind: Type) -> bool {
-    matches!(kind, Type::Mutex) && blocks(block::KIND) == block::MUTEX && op::block_scopes() != 0
+    matches!(kind, Type::Mutex)
+        && blocks::<{ block::KIND }>() == block::MUTEX
+        && op::block_scopes() != 0
 }
 
 #[inline(always)]
@@ -149,13 +157,13 @@ fn downgraded(address: u64) {
 #[inline(always)]
 fn slow_path(ctx: Context, kind: Type, address: u64, here: Here) {
     let known = role(kind, address);
-    if flags(flag::EVERY_ACQUISITION) != 0 {
+    if is_set::<{ flag::EVERY_ACQUISITION }>() {
         if known.is_some() || (blocks_in_use(kind) && op::in_block_scope(here)) {
             lock::slow_path(address);
         }
         return;
     }
-    let block_mutexes = matches!(kind, Type::Mutex) && blocks(block::KIND) == block::MUTEX;
+    let block_mutexes = matches!(kind, Type::Mutex) && blocks::<{ block::KIND }>() == block::MUTEX;
     let lock = match known {
         Some(lock) => lock,
         None if block_mutexes && is_block_lock(address) => Lock::VmapBlock,

@@ -193,6 +193,7 @@ unsafe fn clear(slot: *mut Slot) {
     // SAFETY: the caller passes a map value.
     unsafe {
         (*slot).block_scope = 0;
+        (*slot).look_up = 0;
         (*slot).in_use = 0;
         (*slot).ops[0].frame = 0;
         (*slot).ops[1].frame = 0;
@@ -226,21 +227,66 @@ pub(crate) fn is_live(frame: u64, sp: u64) -> bool {
     frame == SPANNING || (frame >= sp && same_stack(frame, sp))
 }
 
+/// An op that is going on, in a map value.
+#[derive(Clone, Copy)]
+pub(crate) struct Live(*const OpFrame);
+
+impl Live {
+    #[inline(always)]
+    pub(crate) fn op(self) -> u32 {
+        // SAFETY: it lies in a map value.
+        unsafe { (*self.0).op }
+    }
+
+    /// Which of its functions was entered.
+    #[inline(always)]
+    pub(crate) fn function(self) -> u32 {
+        // SAFETY: it lies in a map value.
+        unsafe { (*self.0).function }
+    }
+}
+
 /// The op that is going on.
 ///
 /// # Safety
 /// `slot` is a map value.
 #[inline(always)]
-pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<u32> {
+pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<Live> {
     // SAFETY: the caller says that the slot is valid.
     unsafe {
         let [task, interrupt] = &(*slot).ops;
         if is_live(task.frame, sp) {
-            Some(task.op)
+            Some(Live(task))
         } else if is_live(interrupt.frame, sp) {
-            Some(interrupt.op)
+            Some(Live(interrupt))
         } else {
             None
+        }
+    }
+}
+
+/// Whether a look-up is going on inside another op.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn looks_up(slot: *const Slot, sp: u64) -> bool {
+    // SAFETY: the caller says that the slot is valid.
+    is_live(unsafe { (*slot).look_up }, sp)
+}
+
+/// A look-up begins inside another op.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn look_up(slot: *mut Slot, sp: u64) {
+    // SAFETY: the caller says that the slot is valid.
+    unsafe {
+        let below = (*slot).look_up;
+        // Another stack's is the task's, with an interrupt here on top of it.
+        if below == 0 || same_stack(below, sp) {
+            (*slot).look_up = sp;
         }
     }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 use kcore_trace_ebpf::layout::{acquire, address, block, flag, node, node_lock};
 use kcore_trace_ebpf::words::{Lock, Mode};
 
-use super::constants::{blocks, flags, lock as address_of, nodes};
+use super::constants::{blocks, is_set, lock as address_of, nodes};
 use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
@@ -18,17 +18,17 @@ use super::{Context, op, programs, record};
 /// The role of a spinlock that has a fixed address.
 #[inline(always)]
 pub(crate) fn role(address: u64) -> Option<Lock> {
-    if nodes(node::SPAN) != 0 && nodes(node::BASE) != 0 {
-        let offset = address.wrapping_sub(nodes(node::BASE));
-        if offset < nodes(node::SPAN) {
+    if nodes::<{ node::SPAN }>() != 0 && nodes::<{ node::BASE }>() != 0 {
+        let offset = address.wrapping_sub(nodes::<{ node::BASE }>());
+        if offset < nodes::<{ node::SPAN }>() {
             return node_role(offset);
         }
     }
-    if address == address_of(address::SPIN_VMAP_AREA) {
+    if address == address_of::<{ address::SPIN_VMAP_AREA }>() {
         Some(Lock::VmapArea)
-    } else if address == address_of(address::SPIN_FREE_VMAP_AREA) {
+    } else if address == address_of::<{ address::SPIN_FREE_VMAP_AREA }>() {
         Some(Lock::FreeVmapArea)
-    } else if address == address_of(address::SPIN_PURGE_VMAP_AREA) {
+    } else if address == address_of::<{ address::SPIN_PURGE_VMAP_AREA }>() {
         Some(Lock::PurgeVmapArea)
     } else {
         None
@@ -38,15 +38,15 @@ pub(crate) fn role(address: u64) -> Option<Lock> {
 /// The role of a lock by its distance from the first node.
 #[inline(always)]
 pub(crate) fn node_role(distance: u64) -> Option<Lock> {
-    let stride = nodes(node::STRIDE);
+    let stride = nodes::<{ node::STRIDE }>();
     if stride == 0 {
         return None;
     }
     node_lock(
         distance % stride,
-        nodes(node::BUSY_OFFSET),
-        nodes(node::LAZY_OFFSET),
-        nodes(node::POOL_OFFSET),
+        nodes::<{ node::BUSY_OFFSET }>(),
+        nodes::<{ node::LAZY_OFFSET }>(),
+        nodes::<{ node::POOL_OFFSET }>(),
     )
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn node_role(distance: u64) -> Option<Lock> {
 /// is the number of free pages, where a `vmap_block_queue` has a pointer.
 #[inline(always)]
 pub(crate) fn is_block_lock(address: u64) -> bool {
-    let free = address.wrapping_add(blocks(block::FREE_DISTANCE));
+    let free = address.wrapping_add(blocks::<{ block::FREE_DISTANCE }>());
     // SAFETY: the helper checks the address.
     match unsafe { bpf_probe_read_kernel(free as *const u64) } {
         Ok(free) => free <= block::MAX_PAGES,
@@ -65,18 +65,18 @@ pub(crate) fn is_block_lock(address: u64) -> bool {
 /// Whether `vmap_block.lock` is a spinlock and someone is in a function that may take one.
 #[inline(always)]
 fn blocks_in_use() -> bool {
-    blocks(block::KIND) == block::SPINLOCK && op::block_scopes() != 0
+    blocks::<{ block::KIND }>() == block::SPINLOCK && op::block_scopes() != 0
 }
 
 /// Whether releases of spinlocks are hooked.
 #[inline(always)]
 fn followed() -> bool {
-    flags(flag::SPIN_RELEASES) != 0
+    is_set::<{ flag::SPIN_RELEASES }>()
 }
 
 #[inline(always)]
 fn exclusive(address: u64, lock: Lock) -> Taken {
-    Taken::new(address, lock, Mode::Exclusive, followed()).spinning()
+    Taken::new(address, lock, Mode::Exclusive).spinning()
 }
 
 /// The lock, when it is one of ours.
@@ -112,8 +112,8 @@ fn released(ctx: Context, address: u64) {
 fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
     let known = role(address);
     // At the entry of an acquisition whose release is not hooked nothing was remembered.
-    let nothing_known = flags(flag::AT_ENTRY) != 0 && !followed();
-    if flags(flag::EVERY_ACQUISITION) != 0 && !nothing_known {
+    let nothing_known = is_set::<{ flag::AT_ENTRY }>() && !followed();
+    if is_set::<{ flag::EVERY_ACQUISITION }>() && !nothing_known {
         if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
             lock::slow_path(address);
         }
@@ -121,7 +121,7 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
     }
     let lock = match known {
         Some(lock) => lock,
-        None if blocks(block::KIND) == block::SPINLOCK
+        None if blocks::<{ block::KIND }>() == block::SPINLOCK
             && site::may_be_block_taker(stack_words)
             && is_block_lock(address) =>
         {
@@ -135,7 +135,7 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
         return;
     };
     if role != Lock::VmapBlock as u32 || stack.site.takes_block_lock {
-        let taken = Taken::numbered(address, role, Mode::Exclusive, followed());
+        let taken = Taken::numbered(address, role, Mode::Exclusive);
         lock::slow_path_of(taken, &stack);
     }
 }

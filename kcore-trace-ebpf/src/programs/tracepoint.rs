@@ -32,11 +32,11 @@ fn known(lock: u64) -> Option<Lock> {
     if let Some(role) = spin::role(lock) {
         return Some(role);
     }
-    if lock == address_of(address::RWSEM_VMAP_AREA) {
+    if lock == address_of::<{ address::RWSEM_VMAP_AREA }>() {
         Some(Lock::VmapArea)
-    } else if lock == address_of(address::RWSEM_KCLIST) {
+    } else if lock == address_of::<{ address::RWSEM_KCLIST }>() {
         Some(Lock::Kclist)
-    } else if lock == address_of(address::MUTEX_VMAP_PURGE) {
+    } else if lock == address_of::<{ address::MUTEX_VMAP_PURGE }>() {
         Some(Lock::VmapPurge)
     } else {
         None
@@ -45,7 +45,7 @@ fn known(lock: u64) -> Option<Lock> {
 
 #[inline(always)]
 fn in_image(address: u64) -> bool {
-    address >= kernel(text::IMAGE_START) && address < kernel(text::IMAGE_END)
+    address >= kernel::<{ text::IMAGE_START }>() && address < kernel::<{ text::IMAGE_END }>()
 }
 
 /// The role of a lock by its type, its place and the function that takes it.
@@ -63,21 +63,27 @@ fn guess(lock: u64, kind: u64, site: site::Site) -> Option<Lock> {
     }
     if in_image(lock) {
         // With nodes, one static spinlock is left. Without, three, and only an address tells.
-        return if nodes(node::SPAN) != 0 {
+        return if nodes::<{ node::SPAN }>() != 0 {
             Some(Lock::FreeVmapArea)
         } else {
             None
         };
     }
-    if nodes(node::SPAN) != 0 && nodes(node::BASE) == 0 && nodes(node::ALIGN) != 0 {
-        let offset = lock & (nodes(node::ALIGN) - 1);
-        if offset < nodes(node::SPAN)
+    if nodes::<{ node::SPAN }>() != 0
+        && nodes::<{ node::BASE }>() == 0
+        && nodes::<{ node::ALIGN }>() != 0
+    {
+        let offset = lock & (nodes::<{ node::ALIGN }>() - 1);
+        if offset < nodes::<{ node::SPAN }>()
             && let Some(role) = spin::node_role(offset)
         {
             return Some(role);
         }
     }
-    if blocks(block::KIND) == block::SPINLOCK && site.takes_block_lock && is_block_lock(lock) {
+    if blocks::<{ block::KIND }>() == block::SPINLOCK
+        && site.takes_block_lock
+        && is_block_lock(lock)
+    {
         return Some(Lock::VmapBlock);
     }
     None
@@ -108,7 +114,7 @@ fn begin(ctx: Context) {
     } else {
         Mode::Exclusive
     };
-    lock::slow_path_of(Taken::numbered(lock, role, mode, false), &stack);
+    lock::slow_path_of(Taken::numbered(lock, role, mode), &stack);
 }
 
 programs! {

@@ -18,7 +18,7 @@ use kcore_trace_ebpf::layout::{
 };
 
 use super::blame as blamed;
-use super::constants::flags;
+use super::constants::is_set;
 use super::holder;
 use super::maps;
 use super::record;
@@ -71,7 +71,7 @@ pub(crate) unsafe fn waited(ctx: Context, held: *const Held, cell: u32, wait_ns:
             bpf_get_current_comm((&raw mut (*place).comm).cast(), 16);
             (*place).ended_ns = bpf_ktime_get_ns();
         }
-        if flags(flag::STACKS) != 0 {
+        if is_set::<{ flag::STACKS }>() {
             let turn = match holder.purpose.into() {
                 blame::UNKNOWN => 0,
                 _ => blame::turn((*held).address, holder.turn),

@@ -76,19 +76,43 @@ pub fn try_read_per_cpu(target: Target, variable: u32, offset: i16) -> Result<()
 /// Has all programs of an object load the address of a CPU's own variable, by its BTF id, where they
 /// load a constant that stands for it.
 pub fn name_variable(object: &mut [u8], constant: u64, variable: u32) {
-    // An instruction of two: code and registers, offset, lower half; the upper half alone.
-    for at in 0..object.len().saturating_sub(15) {
-        let [low, high] = [4, 12].map(|half| &object[at + half..at + half + 4]);
-        if object[at] == LOAD_CONSTANT
-            && object[at + 1] >> 4 == 0
-            && low == (constant as u32).to_le_bytes()
-            && high == ((constant >> 32) as u32).to_le_bytes()
-        {
-            object[at + 1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
-            object[at + 4..at + 8].copy_from_slice(&variable.to_le_bytes());
-            object[at + 12..at + 16].fill(0);
+    each_constant(object, |loaded, instruction| {
+        if loaded == constant {
+            instruction[1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
+            set_immediate(instruction, variable.into());
+        }
+    });
+}
+
+/// Has all programs of an object load other constants, where there is another.
+pub fn replace_constants(object: &mut [u8], mut other: impl FnMut(u64) -> Option<u64>) {
+    each_constant(object, |loaded, instruction| {
+        if let Some(other) = other(loaded) {
+            set_immediate(instruction, other);
+        }
+    });
+}
+
+/// Bytes of an instruction that loads a constant, which takes the room of two: code and registers,
+/// offset, lower half; the upper half alone.
+const LOAD_BYTES: usize = 16;
+
+/// Every place of an object where an instruction that loads a constant may be.
+fn each_constant(object: &mut [u8], mut each: impl FnMut(u64, &mut [u8])) {
+    for at in 0..object.len().saturating_sub(LOAD_BYTES - 1) {
+        if object[at] == LOAD_CONSTANT && object[at + 1] >> 4 == 0 {
+            let instruction = &mut object[at..at + LOAD_BYTES];
+            let half = |at: usize| instruction[at..at + 4].iter().rev();
+            let bytes = half(12).chain(half(4));
+            let loaded = bytes.fold(0, |loaded, byte| loaded << 8 | u64::from(*byte));
+            each(loaded, instruction);
         }
     }
+}
+
+fn set_immediate(instruction: &mut [u8], immediate: u64) {
+    instruction[4..8].copy_from_slice(&(immediate as u32).to_le_bytes());
+    instruction[12..16].copy_from_slice(&((immediate >> 32) as u32).to_le_bytes());
 }
 
 /// Whether kprobes exist and may be opened here.
@@ -262,5 +286,12 @@ mod tests {
             [vec![7; 3], named(1), load(2, CONSTANT + 1), named(3)].concat()
         );
         name_variable(&mut [], CONSTANT, 42);
+        replace_constants(&mut object, |constant| {
+            (constant == CONSTANT + 1).then_some(u64::MAX)
+        });
+        assert_eq!(
+            object,
+            [vec![7; 3], named(1), load(2, u64::MAX), named(3)].concat()
+        );
     }
 }

@@ -496,7 +496,11 @@ fn function_names() -> impl Iterator<Item = &'static str> {
         .chain(locks)
         .chain(probes::SEQUENCE)
         .chain(inside)
-        .chain([probes::CGROUP_HELPER, probes::TASK_HELPER])
+        .chain([
+            probes::CGROUP_HELPER,
+            probes::TASK_HELPER,
+            probes::ARGUMENT_HELPER,
+        ])
 }
 
 fn functions(btf: &Btf, symbols: &Symbols) -> BTreeMap<String, FunctionFact> {
