@@ -12,8 +12,8 @@ use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report, load};
 
 pub(super) const FENTRY: &[&str] = &["--hooks", "fentry", "-v"];
-/// With diagnostics on, so that what is compiled out otherwise is verified too.
-pub(super) const KPROBE: &[&str] = &["--hooks", "kprobe", "-vv"];
+/// With stacks and diagnostics, so that what is compiled out otherwise is verified too.
+pub(super) const KPROBE: &[&str] = &["--hooks", "kprobe", "--stacks", "-vv"];
 pub(super) const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended", "-v"];
 const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended", "-v"];
 const TRACEPOINT: &[&str] = &["--hooks", "tracepoint"];

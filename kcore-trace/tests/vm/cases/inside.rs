@@ -7,6 +7,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::audit::AUDIT_AND_STACKS;
 use super::blame::WHILE_READING;
 use super::churn::{FENTRY, KPROBE, may_lack};
 use crate::guest::{Guest, Outcome};
@@ -83,7 +84,8 @@ pub(crate) fn destinations(_: &mut Guest) -> Result<Outcome> {
     let piped = read("splice")?;
     let into = |what| copies(&piped, what);
     all_of(&piped, into("pipe").or_else(|_| into("bvec"))?)?;
-    let plain = read("read")?;
+    let plain = tool::recorded(FENTRY)?;
+    ensure!(copies(&plain, "ubuf").is_ok(), "nothing is read by read");
     for destination in ["iovec", "pipe", "bvec", "kvec", "other"] {
         let copied = copies(&plain, destination);
         ensure!(copied.is_err(), "nothing is read that way: {copied:?}");
@@ -286,7 +288,7 @@ fn stacks(report: &Report, what: &str) -> Result<Vec<usize>> {
 /// A holder leaves its stack where it is known. At the entry of a function stacks can be unwound from
 /// 5.15 on.
 pub(crate) fn fentry_stacks(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(&["--hooks", "fentry", "--stacks"])?;
+    let report = tool::recorded(AUDIT_AND_STACKS)?;
     let depths = stacks(&report, "stack")?;
     ensure!(!depths.contains(&0), "a stack is missing: {depths:?}");
     let depths = stacks(&report, "holder_stack")?;
@@ -303,7 +305,7 @@ pub(crate) fn fentry_stacks(guest: &mut Guest) -> Result<Outcome> {
 
 /// A return probe's stack can be unwound from 5.15 on; holders are not known at all.
 pub(crate) fn kprobe_stacks(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(&["--hooks", "kprobe", "--stacks"])?;
+    let report = tool::recorded(KPROBE)?;
     let depths = stacks(&report, "stack")?;
     let old = guest.kernel_release().starts_with("5.10");
     let missing = depths.iter().filter(|depth| **depth == 0).count();

@@ -20,7 +20,7 @@ pub(crate) struct Part {
 }
 
 /// What readers waited for readers, readers for writers, writers for readers, writers for writers.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Shares([Part; 4]);
 
 impl Shares {
