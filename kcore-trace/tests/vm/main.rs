@@ -10,6 +10,7 @@ mod guest;
 mod load;
 mod reference;
 mod script;
+mod sequence;
 mod tool;
 
 use std::process::ExitCode;
@@ -320,7 +321,9 @@ const CASES: &[Case] = &[
     )
     .alone()
     .with_module(),
-    case("fentry_tells_the_context_of_a_lock", audit::fentry_contexts).with_module(),
+    case("fentry_tells_the_context_of_a_lock", audit::fentry_contexts)
+        .alone()
+        .with_module(),
     case("kprobe_tells_the_context_of_a_lock", audit::kprobe_contexts)
         .alone()
         .with_module(),
@@ -334,6 +337,7 @@ const CASES: &[Case] = &[
         "a_block_is_taken_in_an_rcu_read_section",
         audit::blocks_under_rcu,
     )
+    .alone()
     .with_module(),
     case("fentry_counts_trylocks_as_taken", blocks::fentry_trylocks).with_module(),
     case("kprobe_counts_trylocks_as_taken", blocks::kprobe_trylocks)

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::load as load_module;
-use crate::{guest, reference};
+use crate::{guest, reference, sequence};
 
 /// Where the tool of this binary can be run from.
 pub(crate) const EXE: &str = "/proc/self/exe";
@@ -71,21 +71,13 @@ pub(crate) fn report(path: &std::path::Path) -> Result<Report> {
 /// time: the tracepoint misses the first waiter of a spinlock.
 pub(crate) mod load {
     pub(crate) const MAP_PROCESSES: u64 = 4;
-    pub(crate) const OPS: u64 = 100;
+    pub(crate) const OPS: u64 = 40;
     pub(crate) const MAPS: u64 = MAP_PROCESSES * OPS;
     pub(crate) const VMALLOCINFOS: u64 = 4 * OPS;
 
-    /// The arguments of the tool; a kernel may be built without /proc/kcore.
-    pub(crate) fn args() -> Vec<&'static str> {
-        let mut args = vec![
-            "stress",
-            "--maps",
-            "4",
-            "--vmallocinfo",
-            "4",
-            "--ops",
-            "100",
-        ];
+    /// The arguments of `stress`; a kernel may be built without /proc/kcore.
+    pub(crate) fn arguments() -> Vec<&'static str> {
+        let mut args = vec!["--maps", "4", "--vmallocinfo", "4", "--ops", "40"];
         if std::path::Path::new("/proc/kcore").exists() {
             args.extend(["--kcore", "1"]);
         }
@@ -93,51 +85,63 @@ pub(crate) mod load {
     }
 }
 
-/// Records the shared load once for these flags; an error names what the tool complained of.
-pub(crate) fn recorded(flags: &'static [&'static str]) -> Result<Report> {
-    static DONE: Mutex<BTreeMap<&[&str], Result<Report, String>>> = Mutex::new(BTreeMap::new());
-    let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let recorded = done
-        .entry(flags)
-        .or_insert_with(|| record(flags).map_err(|e| format!("{e:#}")));
-    recorded.clone().map_err(anyhow::Error::msg)
-}
+/// The arguments of this binary for a load.
+pub(crate) type Load = Vec<String>;
 
-fn record(flags: &[&str]) -> Result<Report> {
-    recorded_load(flags, &load::args()[1..])
-}
-
-/// Records a load of `stress` with these flags.
-pub(crate) fn recorded_load(flags: &[&str], load: &[&str]) -> Result<Report> {
-    let command = [&[guest::TOOL, "stress"], load].concat();
-    recorded_command(flags, &command)
+/// A load of the tool's own.
+pub(crate) fn stress(arguments: &[&str]) -> Load {
+    words(&[&[guest::TOOL, "stress"], arguments])
 }
 
 /// The same, with the events of the reference on meanwhile.
-pub(crate) fn recorded_watched(flags: &[&str], load: &[&str]) -> Result<Report> {
-    let command = [&[reference::WATCHED, "stress"], load].concat();
-    recorded_command(flags, &command)
+pub(crate) fn watched_stress(arguments: &[&str]) -> Load {
+    words(&[&[reference::WATCHED, "stress"], arguments])
 }
 
-/// Records the load that a module is, with these flags.
-pub(crate) fn recorded_module(
-    flags: &[&str],
-    module: &str,
-    parameters: &[String],
-) -> Result<Report> {
-    let mut command = vec![load_module::MODULE, module];
-    command.extend(parameters.iter().map(String::as_str));
-    recorded_command(flags, &command)
+/// The load that a module is.
+pub(crate) fn module(file: &str, parameters: &[&str]) -> Load {
+    words(&[&[load_module::MODULE, file], parameters])
 }
 
-/// Records this binary with other arguments.
-fn recorded_command(flags: &[&str], command: &[&str]) -> Result<Report> {
+/// One load after the other.
+pub(crate) fn each(loads: &[Load]) -> Load {
+    let loads = loads.join(&sequence::THEN.to_owned());
+    [vec![sequence::EACH.to_owned()], loads].concat()
+}
+
+fn words(parts: &[&[&str]]) -> Load {
+    parts
+        .concat()
+        .iter()
+        .map(|word| (*word).to_owned())
+        .collect()
+}
+
+/// What is recorded of the shared load with these flags.
+pub(crate) fn recorded_shared(flags: &[&'static str]) -> Result<Report> {
+    recorded_once(flags, stress(&load::arguments()))
+}
+
+/// Records this load with these flags once, however many cases look at it; an error names what the
+/// tool complained of.
+pub(crate) fn recorded_once(flags: &[&'static str], load: Load) -> Result<Report> {
+    type Done = BTreeMap<(Vec<&'static str>, Load), Result<Report, String>>;
+    static DONE: Mutex<Done> = Mutex::new(Done::new());
+    let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let recorded = done
+        .entry((flags.to_vec(), load))
+        .or_insert_with_key(|(flags, load)| recorded(flags, load).map_err(|e| format!("{e:#}")));
+    recorded.clone().map_err(anyhow::Error::msg)
+}
+
+/// Records a load with these flags.
+pub(crate) fn recorded(flags: &[&str], load: &[String]) -> Result<Report> {
     let path = fresh("load");
     let file = path.to_str().context("a path that is not UTF-8")?;
     let mut args = vec!["record", "-o", file];
     args.extend(flags);
     args.extend(["--", EXE]);
-    args.extend(command);
+    args.extend(load.iter().map(String::as_str));
     let output = run(&args)?;
     // For whoever reads the console of a failed boot.
     println!("{}", complaint(&output));

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::churn::{FENTRY, KPROBE};
+use super::churn::{by_fentry, by_kprobe};
 use crate::guest::{Guest, Outcome};
 use crate::reference::{Part, Reference, Shares};
 use crate::tool::{self, Report};
@@ -17,13 +17,15 @@ pub(super) const WHILE_READING: u64 = 8;
 /// How often emulated CPUs may fail to meet often enough.
 const ROUNDS: usize = 10;
 
-const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "100"];
+const BY_FENTRY: &[&str] = &["--hooks", "fentry"];
+
+const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "40"];
 const READER_THREADS: u64 = 4;
 const WRITERS: &[&str] = &["--maps", "4", "--ops", "300"];
 
 /// Records a load of its own at level full.
 fn recorded(load: &[&str]) -> Result<Report> {
-    tool::recorded_load(&["--hooks", "fentry"], load)
+    tool::recorded(BY_FENTRY, &tool::stress(load))
 }
 
 fn rows(report: &Report) -> impl Iterator<Item = &Value> {
@@ -61,7 +63,7 @@ fn is_plausible(report: &Report, row: &Value, cpus: u64) -> Result<()> {
 }
 
 pub(crate) fn adds_up(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(FENTRY)?;
+    let report = by_fentry(guest)?;
     ensure!(report.0["blame"].is_object(), "holders are not known");
     for row in rows(&report) {
         is_plausible(&report, row, guest.cpus() as u64)?;
@@ -88,8 +90,8 @@ pub(crate) fn adds_up(guest: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-pub(crate) fn needs_ownership(_: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(KPROBE)?;
+pub(crate) fn needs_ownership(guest: &mut Guest) -> Result<Outcome> {
+    let report = by_kprobe(guest)?;
     ensure!(
         report.0["blame"].is_null(),
         "a probe at the entry cannot know the holder: {}",
@@ -142,19 +144,23 @@ fn waits_among_readers(report: &Report) -> Result<u64> {
 }
 
 /// Readers of /proc/kcore look the index up while one of /proc/vmallocinfo walks all of it: where it is
-/// an rwsem they share it, and nothing else is said to be shared.
-pub(crate) fn shared(_: &mut Guest) -> Result<Outcome> {
-    for _ in 0..ROUNDS {
-        let report = recorded(&[
-            "--kcore",
-            "3",
-            "--vmallocinfo",
-            "2",
-            "--maps",
-            "1",
-            "--ops",
-            "200",
-        ])?;
+/// an rwsem they share it, and nothing else is said to be shared. Most often so in the shared load.
+pub(crate) fn shared(guest: &mut Guest) -> Result<Outcome> {
+    const MOSTLY_READERS: &[&str] = &[
+        "--kcore",
+        "3",
+        "--vmallocinfo",
+        "2",
+        "--maps",
+        "1",
+        "--ops",
+        "200",
+    ];
+    for round in 0..ROUNDS {
+        let report = match round {
+            0 => by_fentry(guest)?,
+            _ => recorded(MOSTLY_READERS)?,
+        };
         let index = report.index_lock();
         let sleeps = report.era().starts_with("rwsem");
         let mut joined = 0;
@@ -183,7 +189,7 @@ pub(crate) fn shared(_: &mut Guest) -> Result<Outcome> {
 /// Only readers; only writers.
 const ALONE: [&[&str]; 2] = [&["--kcore", "4", "--ops", "300"], WRITERS];
 /// One slow reader among writers.
-const TOGETHER: &[&str] = &["--vmallocinfo", "1", "--maps", "3", "--ops", "500"];
+const TOGETHER: &[&str] = &["--vmallocinfo", "1", "--maps", "3", "--ops", "250"];
 /// By how much a share may differ from the reference's, in parts of the time waited.
 const SHARE: f64 = 0.02;
 /// Of fewer waits only the number is compared.
@@ -227,7 +233,7 @@ fn seen(load: &[&str]) -> Result<(Report, Shares)> {
         return Ok((recorded(load)?, Shares::default()));
     }
     let reference = Reference::new()?;
-    let report = tool::recorded_watched(&["--hooks", "fentry"], load)?;
+    let report = tool::recorded(BY_FENTRY, &tool::watched_stress(load))?;
     Ok((report, reference.shares()?))
 }
 
@@ -334,7 +340,7 @@ pub(crate) fn writers(guest: &mut Guest) -> Result<Outcome> {
         readers.is_some_and(Vec::is_empty),
         "nobody reads: {readers:?}"
     );
-    let with_readers = tool::recorded(FENTRY)?;
+    let with_readers = by_fentry(guest)?;
     let by_readers: u64 = rows(&with_readers)
         .filter(|row| is_reader(&row["holder"]))
         .map(|row| number(row, "wait_sum_ns"))

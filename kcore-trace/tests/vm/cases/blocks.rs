@@ -19,17 +19,23 @@ const DUMPS: u64 = 20;
 /// CPU has its own.
 const OTHER_BLOCKS: u64 = 40;
 
-/// Look-ups of areas while a module is loaded: for its memory's protection.
-const OTHER_LOOKUPS: u64 = 10;
+/// Look-ups of areas while two modules are loaded: for their memory's protection.
+const OTHER_LOOKUPS: u64 = 20;
 
-fn recorded(guest: &Guest, hooks: &str, parameters: &[String]) -> Result<Report> {
+/// Blocks, and then trylocks.
+fn recorded(guest: &Guest, hooks: &'static str) -> Result<Report> {
     let module = guest.module("vmap_ram")?;
-    tool::recorded_module(&["--hooks", hooks], &module, parameters)
+    let (loops, threads) = (format!("loops={LOOPS}"), format!("threads={THREADS}"));
+    let dumps = format!("dumps={DUMPS}");
+    let loads = [
+        tool::module(&module, &[&loops, &threads]),
+        tool::module(&module, &["loops=0", &dumps]),
+    ];
+    tool::recorded_once(&["--hooks", hooks], tool::each(&loads))
 }
 
-fn blocks(guest: &Guest, hooks: &str) -> Result<Outcome> {
-    let parameters = [format!("loops={LOOPS}"), format!("threads={THREADS}")];
-    let report = recorded(guest, hooks, &parameters)?;
+fn blocks(guest: &Guest, hooks: &'static str) -> Result<Outcome> {
+    let report = recorded(guest, hooks)?;
     let lack = may_lack(&report);
     for op in ["map_ram", "unmap_ram"] {
         let count = report.op(op);
@@ -67,8 +73,8 @@ pub(crate) fn kprobe_blocks(guest: &mut Guest) -> Result<Outcome> {
     blocks(guest, "kprobe")
 }
 
-fn trylocks(guest: &Guest, hooks: &str) -> Result<Outcome> {
-    let report = recorded(guest, hooks, &["loops=0".into(), format!("dumps={DUMPS}")])?;
+fn trylocks(guest: &Guest, hooks: &'static str) -> Result<Outcome> {
+    let report = recorded(guest, hooks)?;
     let find = |what| report.sum("vmap_area_lock", Some("find"), Some("read"), what);
     // Loading the module looks areas up too, and a trylock may fail.
     let tried = find("acquisitions") + find("try_failed");

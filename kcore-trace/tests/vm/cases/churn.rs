@@ -8,13 +8,15 @@
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+use super::audit::AUDIT_AND_STACKS;
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report, load};
 
+/// What guests with several CPUs measure of the shared load.
 pub(super) const FENTRY: &[&str] = &["--hooks", "fentry", "-v"];
 /// With stacks and diagnostics, so that what is compiled out otherwise is verified too.
 pub(super) const KPROBE: &[&str] = &["--hooks", "kprobe", "--stacks", "-vv"];
-pub(super) const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended", "-v"];
+const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended", "-v"];
 const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended", "-v"];
 const TRACEPOINT: &[&str] = &["--hooks", "tracepoint"];
 
@@ -24,6 +26,30 @@ const BACKGROUND: u64 = 60;
 
 /// Locks that others take or release while the counters are read, one after the other.
 const WHILE_READING: u64 = 2;
+
+/// The shared load by fentry: with one CPU everything is looked at that can be, with several only what
+/// always is.
+pub(super) fn by_fentry(guest: &Guest) -> Result<Report> {
+    tool::recorded_shared(if guest.cpus() == 1 {
+        AUDIT_AND_STACKS
+    } else {
+        FENTRY
+    })
+}
+
+/// The same by kprobe.
+pub(super) fn by_kprobe(guest: &Guest) -> Result<Report> {
+    if guest.cpus() == 1 {
+        tool::recorded_shared(&[KPROBE, &["--audit"]].concat())
+    } else {
+        tool::recorded_shared(KPROBE)
+    }
+}
+
+/// The shared load at level contended by fentry.
+pub(super) fn contended_by_fentry() -> Result<Report> {
+    tool::recorded_shared(CONTENDED_FENTRY)
+}
 
 fn at_least(what: &str, count: u64, wanted: u64) -> Result<()> {
     // An operation in the background takes a lock as often as one of the load.
@@ -40,12 +66,12 @@ pub(super) fn equal(what: &str, left: u64, right: u64) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn fentry_operations(_: &mut Guest) -> Result<Outcome> {
-    operations(&tool::recorded(FENTRY)?)
+pub(crate) fn fentry_operations(guest: &mut Guest) -> Result<Outcome> {
+    operations(&by_fentry(guest)?)
 }
 
-pub(crate) fn kprobe_operations(_: &mut Guest) -> Result<Outcome> {
-    operations(&tool::recorded(KPROBE)?)
+pub(crate) fn kprobe_operations(guest: &mut Guest) -> Result<Outcome> {
+    operations(&by_kprobe(guest)?)
 }
 
 /// What a report says that its ops may lack: hooks of ops run preemptible, and the kernel skips a
@@ -76,12 +102,12 @@ fn operations(report: &Report) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-pub(crate) fn fentry_locks(_: &mut Guest) -> Result<Outcome> {
-    locks(&tool::recorded(FENTRY)?)
+pub(crate) fn fentry_locks(guest: &mut Guest) -> Result<Outcome> {
+    locks(&by_fentry(guest)?)
 }
 
-pub(crate) fn kprobe_locks(_: &mut Guest) -> Result<Outcome> {
-    locks(&tool::recorded(KPROBE)?)
+pub(crate) fn kprobe_locks(guest: &mut Guest) -> Result<Outcome> {
+    locks(&by_kprobe(guest)?)
 }
 
 fn locks(report: &Report) -> Result<Outcome> {
@@ -132,12 +158,12 @@ fn locks(report: &Report) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-pub(crate) fn fentry_holds(_: &mut Guest) -> Result<Outcome> {
-    holds(&tool::recorded(FENTRY)?)
+pub(crate) fn fentry_holds(guest: &mut Guest) -> Result<Outcome> {
+    holds(&by_fentry(guest)?)
 }
 
-pub(crate) fn kprobe_holds(_: &mut Guest) -> Result<Outcome> {
-    holds(&tool::recorded(KPROBE)?)
+pub(crate) fn kprobe_holds(guest: &mut Guest) -> Result<Outcome> {
+    holds(&by_kprobe(guest)?)
 }
 
 /// Acquisitions less releases less what is in flight is nothing, wherever releases are seen.
@@ -185,7 +211,7 @@ fn holds(report: &Report) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_kcore(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(FENTRY)?;
+    let report = by_fentry(guest)?;
     let pages = report.op("vread");
     let taken = report.acquisitions(report.index_lock(), "vread", "read");
     if report.era() != "per-node" {
@@ -213,11 +239,11 @@ pub(crate) fn fentry_kcore(guest: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_waits(guest: &mut Guest) -> Result<Outcome> {
-    waits(&tool::recorded(FENTRY)?, guest)
+    waits(&by_fentry(guest)?, guest)
 }
 
 pub(crate) fn kprobe_waits(guest: &mut Guest) -> Result<Outcome> {
-    waits(&tool::recorded(KPROBE)?, guest)
+    waits(&by_kprobe(guest)?, guest)
 }
 
 /// Several CPUs wait for each other on some lock of the load, under the ops of the load; one CPU
@@ -256,11 +282,11 @@ fn known_ops(report: &Report) -> Result<Outcome> {
 }
 
 pub(crate) fn contended_fentry(guest: &mut Guest) -> Result<Outcome> {
-    contended(&tool::recorded(CONTENDED_FENTRY)?, guest)
+    contended(&contended_by_fentry()?, guest)
 }
 
 pub(crate) fn contended_kprobe(guest: &mut Guest) -> Result<Outcome> {
-    contended(&tool::recorded(CONTENDED_KPROBE)?, guest)
+    contended(&tool::recorded_shared(CONTENDED_KPROBE)?, guest)
 }
 
 fn contended(report: &Report, guest: &Guest) -> Result<Outcome> {
@@ -291,7 +317,7 @@ fn only_waits(report: &Report) -> Result<()> {
 
 /// The tracepoints' report, or why this kernel has none.
 pub(super) fn by_tracepoint() -> Result<Result<Report, String>> {
-    match tool::recorded(TRACEPOINT) {
+    match tool::recorded_shared(TRACEPOINT) {
         Ok(report) => Ok(Ok(report)),
         Err(error) => {
             let complaint = error.to_string();

@@ -218,7 +218,7 @@ pub(crate) fn gives_up_capabilities(guest: &mut Guest) -> Result<Outcome> {
     println!("kept: {:x?}", exporter.capabilities()?);
     let contended = "kcore_trace_contended_acquisitions_total";
     let before = exporter.value(contended)?;
-    let load = tool::run(&tool::load::args())?;
+    let load = tool::run(&[&["stress"], &tool::load::arguments()[..]].concat())?;
     ensure!(load.status.success(), "{}", tool::complaint(&load));
     let snapshots = exporter.value("kcore_trace_snapshots_total")?;
     let begun = Instant::now();

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::audit::AUDIT_AND_STACKS;
 use super::blame::WHILE_READING;
-use super::churn::{FENTRY, KPROBE, may_lack};
+use super::churn::{by_fentry, by_kprobe, may_lack};
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report};
 
@@ -18,18 +18,39 @@ const UNTOUCHED: &[&str] = &["--kcore", "1", "--untouched", "--ops", "100"];
 const PAGE_BYTES: u64 = 4096;
 
 /// More processes than there is room for at a time.
-const MANY: &[&str] = &["--vmallocinfo", "700", "--ops", "1"];
-const MANY_READERS: usize = 700;
+const MANY: &[&str] = &["--vmallocinfo", "560", "--ops", "1"];
+const MANY_READERS: usize = 560;
 
-pub(crate) fn fentry_faults(_: &mut Guest) -> Result<Outcome> {
-    faults(&tool::recorded_load(&["--hooks", "fentry"], UNTOUCHED)?)
+/// A reader's own headers and lists of segments are read into fresh memory too.
+const FAULTS_OF_HEADERS: u64 = 10;
+
+/// Reads into untouched memory, and where the kernel has them the other ways to read: each is told by
+/// its destination.
+fn every_way(guest: &Guest) -> Result<Report> {
+    let via = |via| tool::stress(&["--kcore", "1", "--ops", "100", "--via", via]);
+    let mut loads = vec![tool::stress(UNTOUCHED), via("readv")];
+    if !reads_buffer_by_buffer(guest) {
+        loads.push(via("splice"));
+    }
+    tool::recorded_once(&["--hooks", "fentry"], tool::each(&loads))
+}
+
+/// Up to 5.10 /proc/kcore is read buffer by buffer, and there is no splice.
+fn reads_buffer_by_buffer(guest: &Guest) -> bool {
+    guest.kernel_release().starts_with("5.10.")
+}
+
+pub(crate) fn fentry_faults(guest: &mut Guest) -> Result<Outcome> {
+    faults(&every_way(guest)?, 3)
 }
 
 pub(crate) fn kprobe_faults(_: &mut Guest) -> Result<Outcome> {
-    faults(&tool::recorded_load(&["--hooks", "kprobe"], UNTOUCHED)?)
+    let report = tool::recorded(&["--hooks", "kprobe"], &tool::stress(UNTOUCHED))?;
+    faults(&report, 1)
 }
 
-fn faults(report: &Report) -> Result<Outcome> {
+/// So many readers, of which one reads into memory that it never touched.
+fn faults(report: &Report, readers: u64) -> Result<Outcome> {
     let lock = report.index_lock();
     let in_holds = inside(
         report,
@@ -49,8 +70,9 @@ fn faults(report: &Report) -> Result<Outcome> {
     counted(report, "faults with the index locked", in_holds, held)?;
     counted(report, "passes that stopped short", short, retried)?;
     counted(report, "buffers that were faulted in", faulted_in, retried)?;
-    // The reader's own headers and lists of segments are read into fresh memory too.
-    let of_headers = faults.saturating_sub(READS).min(10);
+    let of_headers = faults
+        .saturating_sub(READS)
+        .min(readers * FAULTS_OF_HEADERS);
     counted(report, "faults in reads", faults - of_headers, READS)?;
     Ok(Outcome::Passed)
 }
@@ -65,26 +87,24 @@ fn counted(report: &Report, what: &str, seen: u64, wanted: u64) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn destinations(_: &mut Guest) -> Result<Outcome> {
-    let read = |via: &'static str| {
-        let load = &["--kcore", "1", "--ops", "100", "--via", via];
-        tool::recorded_load(&["--hooks", "fentry"], load)
-    };
-    let several = read("readv")?;
-    if several
-        .rows_of(&["inside", "copies"])
-        .all(|row| row["destination"] == "ubuf")
-    {
-        // Up to 5.10 it is read buffer by buffer, and there is no splice.
-        let reads = number(copies(&several, "ubuf")?, "reads");
-        ensure!(reads >= 2 * READS, "{reads} reads of {READS} by readv");
+pub(crate) fn destinations(guest: &mut Guest) -> Result<Outcome> {
+    let report = every_way(guest)?;
+    let into = |what| copies(&report, what);
+    if reads_buffer_by_buffer(guest) {
+        let reads = number(into("ubuf")?, "reads");
+        // Two buffers each, and those of the other load.
+        ensure!(reads >= 3 * READS, "{reads} reads of {READS} by readv");
+        let others = report.rows_of(&["inside", "copies"]);
+        ensure!(
+            others.count() == 1,
+            "all are of buffers: {}",
+            report.0["inside"]
+        );
         return Ok(Outcome::Passed);
     }
-    all_of(&several, copies(&several, "iovec")?)?;
-    let piped = read("splice")?;
-    let into = |what| copies(&piped, what);
-    all_of(&piped, into("pipe").or_else(|_| into("bvec"))?)?;
-    let plain = tool::recorded(FENTRY)?;
+    all_of(&report, into("iovec")?)?;
+    all_of(&report, into("pipe").or_else(|_| into("bvec"))?)?;
+    let plain = by_fentry(guest)?;
     ensure!(copies(&plain, "ubuf").is_ok(), "nothing is read by read");
     for destination in ["iovec", "pipe", "bvec", "kvec", "other"] {
         let copied = copies(&plain, destination);
@@ -101,8 +121,8 @@ fn all_of(report: &Report, copies: &Value) -> Result<()> {
     counted(report, "pages of passes", pages("pass_bytes"), READS)
 }
 
-pub(crate) fn fentry_readers(_: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(FENTRY)?;
+pub(crate) fn fentry_readers(guest: &mut Guest) -> Result<Outcome> {
+    let report = by_fentry(guest)?;
     readers(&report)?;
     // Who waited for readers by op, and by process.
     let by_op = report.rows_of(&["blame", "rows"]).filter(|row| {
@@ -118,8 +138,8 @@ pub(crate) fn fentry_readers(_: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-pub(crate) fn kprobe_readers(_: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(KPROBE)?;
+pub(crate) fn kprobe_readers(guest: &mut Guest) -> Result<Outcome> {
+    let report = by_kprobe(guest)?;
     readers(&report)?;
     let unknown = report
         .rows("readers")
@@ -148,19 +168,20 @@ fn readers(report: &Report) -> Result<()> {
         return Ok(());
     }
     // The process that looks for the page to read reads words.
-    let busy = of_file("kcore").filter(|row| number(row, "bytes") >= READS / 2 * PAGE_BYTES);
+    let busy =
+        of_file("kcore").filter(|row| number(row, "bytes") >= tool::load::OPS / 2 * PAGE_BYTES);
     let busy: Vec<_> = busy.collect();
     let [reader] = busy[..] else {
         anyhow::bail!("one process reads /proc/kcore, and these do: {busy:?}");
     };
-    counted(report, "reads", number(reader, "reads"), READS)?;
+    counted(report, "reads", number(reader, "reads"), tool::load::OPS)?;
     let sees_holds = report.0["coverage"]["holds"] == "all";
     ensure!(
         reader["holds"].is_u64() == sees_holds,
         "holds are seen, or null: {reader}"
     );
     ensure!(
-        !sees_holds || number(reader, "holds") + lack >= READS,
+        !sees_holds || number(reader, "holds") + lack >= tool::load::OPS,
         "each read takes a lock: {reader}"
     );
     ensure!(reader["process"]["pid"].is_u64(), "{reader}");
@@ -168,7 +189,7 @@ fn readers(report: &Report) -> Result<()> {
 }
 
 pub(crate) fn many_readers(_: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded_load(&["--hooks", "fentry"], MANY)?;
+    let report = tool::recorded(&["--hooks", "fentry"], &tool::stress(MANY))?;
     let lack = may_lack(&report);
     let reads = of_readers(&report, "reads");
     let listed = report.op("vmallocinfo");
@@ -193,8 +214,8 @@ pub(crate) fn many_readers(_: &mut Guest) -> Result<Outcome> {
 }
 
 /// Who holds or waits for a spinlock stays on its CPU, and a wait cannot be slept longer than it is.
-pub(crate) fn sleeps(_: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(FENTRY)?;
+pub(crate) fn sleeps(guest: &mut Guest) -> Result<Outcome> {
+    let report = by_fentry(guest)?;
     ensure!(report.0["inside"].is_object(), "nobody looked");
     for row in report.rows_of(&["inside", "holds"]) {
         let contended = report.rows("locks").find(|lock| {
@@ -221,7 +242,7 @@ pub(crate) fn sleeps(_: &mut Guest) -> Result<Outcome> {
 
 /// Those of the locks, the longest first, and each with who waited for whom.
 pub(crate) fn longest(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(FENTRY)?;
+    let report = by_fentry(guest)?;
     let worst: Vec<_> = report.rows("worst").collect();
     let totals = || report.rows("lock_totals");
     let contended: u64 = totals().map(|row| number(row, "contended")).sum();
@@ -288,7 +309,7 @@ fn stacks(report: &Report, what: &str) -> Result<Vec<usize>> {
 /// A holder leaves its stack where it is known. At the entry of a function stacks can be unwound from
 /// 5.15 on.
 pub(crate) fn fentry_stacks(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(AUDIT_AND_STACKS)?;
+    let report = tool::recorded_shared(AUDIT_AND_STACKS)?;
     let depths = stacks(&report, "stack")?;
     ensure!(!depths.contains(&0), "a stack is missing: {depths:?}");
     let depths = stacks(&report, "holder_stack")?;
@@ -305,7 +326,7 @@ pub(crate) fn fentry_stacks(guest: &mut Guest) -> Result<Outcome> {
 
 /// A return probe's stack can be unwound from 5.15 on; holders are not known at all.
 pub(crate) fn kprobe_stacks(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded(KPROBE)?;
+    let report = by_kprobe(guest)?;
     let depths = stacks(&report, "stack")?;
     let old = guest.kernel_release().starts_with("5.10");
     let missing = depths.iter().filter(|depth| **depth == 0).count();
@@ -328,7 +349,10 @@ pub(crate) fn left_out(_: &mut Guest) -> Result<Outcome> {
         purposes.contains(&purpose)
     });
     ensure!(inside.is_none(), "{inside:?}");
-    let report = tool::recorded_load(&["--no-inside"], &["--maps", "1", "--ops", "10"])?;
+    let report = tool::recorded(
+        &["--no-inside"],
+        &tool::stress(&["--maps", "1", "--ops", "10"]),
+    )?;
     ensure!(
         ["inside", "readers", "worst"]
             .iter()

@@ -3,9 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::churn::{CONTENDED_FENTRY, FENTRY, KPROBE, by_tracepoint};
+use super::churn::{by_fentry, by_kprobe, by_tracepoint, contended_by_fentry};
 use crate::guest::{Guest, Outcome};
-use crate::tool::{self, Report};
+use crate::tool::Report;
 
 /// Acquisitions by others between the two reads of cells and nodes.
 const WHILE_READING: u64 = 8;
@@ -13,15 +13,15 @@ const WHILE_READING: u64 = 8;
 const BUSY: &str = "vmap_node.busy";
 
 pub(crate) fn fentry_nodes(guest: &mut Guest) -> Result<Outcome> {
-    every_acquisition(&tool::recorded(FENTRY)?, guest)
+    every_acquisition(&by_fentry(guest)?, guest)
 }
 
 pub(crate) fn kprobe_nodes(guest: &mut Guest) -> Result<Outcome> {
-    every_acquisition(&tool::recorded(KPROBE)?, guest)
+    every_acquisition(&by_kprobe(guest)?, guest)
 }
 
 pub(crate) fn contended_nodes(_: &mut Guest) -> Result<Outcome> {
-    only_waits(&tool::recorded(CONTENDED_FENTRY)?)
+    only_waits(&contended_by_fentry()?)
 }
 
 pub(crate) fn tracepoint_nodes(_: &mut Guest) -> Result<Outcome> {
