@@ -228,6 +228,12 @@ struct ReportArgs {
     /// a recording made with --audit
     #[arg(long, conflicts_with = "by")]
     audit: bool,
+    /// Only the intervals that begin this long after the start of measuring or later, such as 10m30s
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    from: Option<Duration>,
+    /// Only those that begin before this time
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    to: Option<Duration>,
     #[arg(long, value_enum, default_value_t)]
     format: report::Format,
 }
@@ -424,7 +430,14 @@ fn terminal_columns() -> Option<u16> {
 
 fn report(args: &ReportArgs) -> Result<()> {
     let recording = Recording::open(&args.file)?;
-    let report = Report::new(&recording);
+    let report = match (args.from, args.to) {
+        (None, None) => Report::new(&recording),
+        (from, to) => {
+            let from_ns = from.map_or(0, nanoseconds);
+            let to_ns = to.map_or(recording.duration_ns, nanoseconds);
+            Report::of_excerpt(&recording, &recording.between(from_ns, to_ns)?)
+        }
+    };
     let by = match args.audit {
         true => report::By::Site,
         false => args.by,
@@ -432,6 +445,11 @@ fn report(args: &ReportArgs) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     report::render(&report, args.format, by, terminal_columns(), &mut out)?;
     Ok(out.flush()?)
+}
+
+/// As many as there are in half a millennium.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn compare(args: &CompareArgs) -> Result<ExitCode> {

@@ -43,6 +43,7 @@
 //! that was being written. A write that fails is taken back, which leaves a readable file. The mode
 //! is 0600: a recording names commands and the machine.
 
+mod excerpt;
 mod frame;
 mod parts;
 mod reader;
@@ -53,12 +54,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use excerpt::Excerpt;
 pub use reader::{Cut, Intervals, Recording};
 pub use writer::RecordingWriter;
 
 #[cfg(doc)]
 use crate::model::{Header, Interval, Step, Trailer};
 use crate::model::{Measured, Reduced};
+use crate::units;
 
 const MAGIC: [u8; 8] = *b"\x89kct\r\n\x1a\n";
 /// The newest version of the format, which is the one written.
@@ -108,6 +111,16 @@ pub enum RecordingError {
         path: PathBuf,
         offset: u64,
         what: String,
+    },
+    #[error(
+        "no interval of recording `{}` begins between {} and {}: it measured {}",
+        path.display(), units::elapsed(*from_ns), units::elapsed(*to_ns), units::elapsed(*duration_ns)
+    )]
+    NoInterval {
+        path: PathBuf,
+        from_ns: u64,
+        to_ns: u64,
+        duration_ns: u64,
     },
     /// The cause is the source, as the system names it.
     #[error("failed at byte {offset} of recording `{}`", path.display())]

@@ -38,10 +38,10 @@ use crate::distribution::{Bucket, Distribution};
 use crate::host::Host;
 use crate::imbalance::Spread;
 use crate::model::{
-    Cell, CellKey, Coverage, End, Header, HoldCoverage, KernelName, Level, Loss, OpCell,
-    WaitCoverage,
+    Cell, CellKey, Coverage, End, Header, HoldCoverage, KernelName, Level, Loss, Measured, OpCell,
+    Reduced, WaitCoverage,
 };
-use crate::recording::{Cut, Recording};
+use crate::recording::{Cut, Excerpt, Recording};
 
 /// Version of the JSON form. A field that changes its meaning or goes away raises it.
 const SCHEMA: u32 = 1;
@@ -124,6 +124,8 @@ pub struct Origin {
     pub without_holds: Vec<Lock>,
     pub command: Vec<String>,
     pub started_at: String,
+    /// Null if all of the recording is reported.
+    pub excerpt: Option<Span>,
     pub duration_ns: u64,
     /// Nanoseconds at the level that was asked for, which is what rates are of.
     pub measured_ns: u64,
@@ -132,6 +134,14 @@ pub struct Origin {
     pub complete: bool,
     pub end: Option<End>,
     pub cut: Option<Cut>,
+}
+
+/// A time of a recording, in nanoseconds from the start of measuring, and all that it has.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Span {
+    pub start_ns: u64,
+    pub end_ns: u64,
+    pub recorded_ns: u64,
 }
 
 /// What is missing from the numbers.
@@ -251,9 +261,28 @@ pub fn render(
 impl Report {
     /// The report of a recording, from its totals.
     pub fn new(recording: &Recording) -> Self {
+        let origin = Origin::new(recording, recording.duration_ns, &recording.reduced);
+        Self::of(origin, recording, &recording.total, &recording.reduced)
+    }
+
+    /// The report of some time of a recording.
+    pub fn of_excerpt(recording: &Recording, excerpt: &Excerpt) -> Self {
+        let duration_ns = excerpt.end_ns - excerpt.start_ns;
+        let origin = Origin {
+            excerpt: Some(Span {
+                start_ns: excerpt.start_ns,
+                end_ns: excerpt.end_ns,
+                recorded_ns: recording.duration_ns,
+            }),
+            ..Origin::new(recording, duration_ns, &excerpt.reduced)
+        };
+        Self::of(origin, recording, &excerpt.total, &excerpt.reduced)
+    }
+
+    fn of(origin: Origin, recording: &Recording, total: &Measured, reduced: &Reduced) -> Self {
         let header = &recording.header;
-        let grouped = group(&recording.total.cells);
-        let blame = blame::matrix(header, &recording.total);
+        let grouped = group(&total.cells);
+        let blame = blame::matrix(header, total);
         let of_locks = || {
             grouped
                 .iter()
@@ -261,26 +290,26 @@ impl Report {
         };
         Self {
             schema: SCHEMA,
-            recording: Origin::new(recording),
+            recording: origin,
             coverage: header.coverage.clone(),
-            loss: Losses::new(recording.total.loss),
-            reduced: Reduction::new(&recording.reduced),
-            ops: ops(&recording.total.ops),
+            loss: Losses::new(total.loss),
+            reduced: Reduction::new(reduced),
+            ops: ops(&total.ops),
             locks: of_locks()
                 .flat_map(|(subject, cells)| subject.rows(cells))
                 .collect(),
             lock_totals: of_locks()
                 .map(|(subject, cells)| subject.total(&cells.sum))
                 .collect(),
-            cost_band_ns: recording.total.shortest_hold_ns(),
-            nodes: nodes::rows(&recording.total, sees_acquisitions(header)),
-            spreads: nodes::spreads(&recording.total),
+            cost_band_ns: total.shortest_hold_ns(),
+            nodes: nodes::rows(total, sees_acquisitions(header)),
+            spreads: nodes::spreads(total),
             blame_missing: blame.as_ref().err().copied(),
             blame: blame.ok(),
-            inside: inside::view(header, &recording.total),
-            readers: readers::rows(header, &recording.total),
-            worst: worst::rows(header, &recording.total),
-            audit: audit::view(header, &recording.total),
+            inside: inside::view(header, total),
+            readers: readers::rows(header, total),
+            worst: worst::rows(header, total),
+            audit: audit::view(header, total),
         }
     }
 }
@@ -354,7 +383,7 @@ impl Subject {
 }
 
 impl Origin {
-    fn new(recording: &Recording) -> Self {
+    fn new(recording: &Recording, duration_ns: u64, reduced: &Reduced) -> Self {
         let header = recording.header.clone();
         Self {
             tool_version: header.tool_version,
@@ -365,8 +394,9 @@ impl Origin {
             without_holds: header.without_holds,
             command: header.command,
             started_at: header.started_at,
-            duration_ns: recording.duration_ns,
-            measured_ns: recording.measured_ns(),
+            excerpt: None,
+            duration_ns,
+            measured_ns: duration_ns.saturating_sub(reduced.duration_ns),
             command_ns: recording.command_ns,
             complete: recording.is_complete(),
             end: recording.end.clone(),

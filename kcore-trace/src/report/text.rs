@@ -128,9 +128,18 @@ fn measured(report: &Report) -> Vec<String> {
     let level = clap::ValueEnum::to_possible_value(&origin.level).map_or(String::new(), |level| {
         format!(", level {}", level.get_name())
     });
+    let which = origin.excerpt.map(|span| {
+        format!(
+            " ({} to {} of {})",
+            units::elapsed(span.start_ns),
+            units::elapsed(span.end_ns),
+            units::elapsed(span.recorded_ns)
+        )
+    });
     vec![format!(
-        "{} from {}{level}, hooks {}{ended}",
+        "{}{} from {}{level}, hooks {}{ended}",
         units::elapsed(origin.duration_ns),
+        which.unwrap_or_default(),
         origin.started_at,
         origin.hooks
     )]

@@ -342,6 +342,72 @@ fn parts_of_a_recording_that_is_damaged_inside_are_an_error() {
 }
 
 #[test]
+fn an_excerpt_has_the_intervals_that_begin_in_it() {
+    let (_folder, path) = folder();
+    let intervals = small_intervals(200);
+    write(&path, &sample::header(), &intervals);
+    let recording = Recording::open(&path).unwrap();
+    let half_ns = SECOND_NS / 2;
+    for (from_ns, to_ns, first, last) in [
+        (0, u64::MAX, 0, 199),
+        (0, 1, 0, 0),
+        (SECOND_NS, 5 * SECOND_NS, 1, 4),
+        (SECOND_NS + 1, 5 * SECOND_NS + 1, 2, 5),
+        (70 * SECOND_NS - half_ns, 199 * SECOND_NS, 70, 198),
+        (199 * SECOND_NS, u64::MAX, 199, 199),
+    ] {
+        let excerpt = recording.between(from_ns, to_ns).unwrap();
+        assert_eq!(excerpt.total, sample::sum(&intervals[first..=last]));
+        assert_eq!(excerpt.start_ns, intervals[first].start_ns);
+        assert_eq!(excerpt.end_ns, intervals[last].end_ns);
+        assert!(excerpt.reduced.is_empty());
+    }
+}
+
+#[test]
+fn adjacent_excerpts_add_up_to_what_is_recorded_even_if_its_end_is_missing() {
+    let (_folder, path) = folder();
+    write(&path, &sample::header(), &small_intervals(150));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.truncate(bytes.len() - 200);
+    let recording = open_bytes(&bytes).unwrap();
+    assert!(!recording.is_complete());
+    let mut total = Measured::default();
+    let times = [
+        0,
+        3,
+        1_000_000_007,
+        42 * SECOND_NS,
+        149 * SECOND_NS,
+        u64::MAX,
+    ];
+    for (from_ns, to_ns) in times.iter().zip(&times[1..]) {
+        if let Ok(excerpt) = recording.between(*from_ns, *to_ns) {
+            total.add(&excerpt.total);
+        }
+    }
+    assert_eq!(total, recording.total);
+}
+
+#[test]
+fn an_excerpt_without_an_interval_is_an_error_that_says_how_long_the_recording_is() {
+    let (_folder, path) = folder();
+    write(&path, &sample::header(), &small_intervals(5));
+    let recording = Recording::open(&path).unwrap();
+    for (from_ns, to_ns) in [
+        (1, 2),
+        (5 * SECOND_NS, u64::MAX),
+        (3 * SECOND_NS, SECOND_NS),
+    ] {
+        let error = recording.between(from_ns, to_ns).unwrap_err().to_string();
+        assert!(
+            error.starts_with("no interval of recording") && error.ends_with("measured 5.00 s"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_damaged_footer_costs_nothing() {
     let (_folder, path) = folder();
     let intervals = small_intervals(3);

@@ -103,6 +103,40 @@ fn open(path: &Path) -> Recording {
 }
 
 #[test]
+fn an_excerpt_says_at_which_level_it_was_measured() {
+    // Full for 5 s, contended for 4 s, off for 3 s, and full again.
+    let written = write(&story(5, 4));
+    let recording = open(&written.path);
+    let seconds = |from, to| recording.between(from * SECOND_NS, to * SECOND_NS).unwrap();
+    let levels = |reduced: &Reduced| -> Vec<_> {
+        let steps = reduced.steps.iter();
+        steps
+            .map(|step| (step.at_ns / SECOND_NS, step.level))
+            .collect()
+    };
+
+    let whole = seconds(0, 5);
+    assert!(whole.reduced.is_empty());
+    assert_eq!(whole.total, sample::sum(&written.full[..5]));
+    let lower = seconds(7, 10);
+    assert_eq!(
+        levels(&lower.reduced),
+        [(5, Some(Level::Contended)), (9, None)]
+    );
+    assert_eq!(lower.total, Measured::default());
+    assert_eq!(lower.reduced.duration_ns, 3 * SECOND_NS);
+    assert_eq!(lower.reduced.off_ns, SECOND_NS);
+    let again = seconds(11, 14);
+    assert_eq!(levels(&again.reduced), [(9, None), (12, Some(Level::Full))]);
+    assert_eq!(again.total, sample::sum(&written.full[5..]));
+    assert!(seconds(12, 14).reduced.is_empty());
+
+    let report = Report::of_excerpt(&recording, &again);
+    assert_eq!(report.recording.duration_ns, 3 * SECOND_NS);
+    assert_eq!(report.recording.measured_ns, 2 * SECOND_NS);
+}
+
+#[test]
 fn sums_of_two_levels_are_kept_apart() {
     // Longer than it is from one checkpoint to the next.
     let written = write(&story(50, 90));

@@ -9,7 +9,7 @@ use kcore_trace::report::{By, Format, LockRow, Report, render};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op};
 use serde_json::Value;
 
-use crate::sample;
+use crate::sample::{self, SECOND_NS};
 
 /// Set to anything, it makes the tests write what they would otherwise compare with.
 const UPDATE: &str = "UPDATE_GOLDEN";
@@ -48,6 +48,10 @@ fn json(report: &Report) -> Value {
 
 /// The report of a recording with a header and intervals, whose last bytes are cut off.
 fn report(header: &Header, intervals: &[Interval], cut_bytes: usize) -> Report {
+    Report::new(&recording(header, intervals, cut_bytes))
+}
+
+fn recording(header: &Header, intervals: &[Interval], cut_bytes: usize) -> Recording {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("test.kct");
     let mut writer = RecordingWriter::create(&path, false, header).expect("the file is new");
@@ -69,7 +73,7 @@ fn report(header: &Header, intervals: &[Interval], cut_bytes: usize) -> Report {
     let mut bytes = fs::read(&path).expect("it was just written");
     bytes.truncate(bytes.len() - cut_bytes);
     fs::write(&path, bytes).expect("there is space");
-    Report::new(&Recording::open(&path).expect("it has a header"))
+    Recording::open(&path).expect("it has a header")
 }
 
 fn busy() -> Report {
@@ -123,6 +127,28 @@ fn by_node(report: &Report, format: Format) -> String {
 fn golden_recording() -> Report {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings/v1.kct");
     Report::new(&Recording::open(&path).expect("the golden recording opens"))
+}
+
+#[test]
+fn an_excerpt_names_the_time_and_is_the_report_of_its_intervals() {
+    let intervals: Vec<_> = (0..20)
+        .map(|n| sample::interval(n, sample::busy(n)))
+        .collect();
+    let recording = recording(&sample::header(), &intervals, 0);
+    let from_to = |from: u64, to: u64| recording.between(from * SECOND_NS, to * SECOND_NS);
+    let excerpt = Report::of_excerpt(&recording, &from_to(12, 15).expect("it has intervals"));
+    assert_golden("excerpt.txt", &text(&excerpt));
+    let json = json(&excerpt);
+    let span = &json["recording"]["excerpt"];
+    assert_eq!(span["start_ns"], 12 * SECOND_NS);
+    assert_eq!(span["end_ns"], 15 * SECOND_NS);
+    assert_eq!(json["recording"]["duration_ns"], 3 * SECOND_NS);
+    let alone = report(&sample::header(), &intervals[12..15], 0);
+    let numbers = |report: &Report| {
+        let json = self::json(report);
+        ["ops", "locks", "lock_totals", "loss"].map(|table| json[table].clone())
+    };
+    assert_eq!(numbers(&excerpt), numbers(&alone));
 }
 
 #[test]

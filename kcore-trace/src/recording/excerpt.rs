@@ -1,0 +1,109 @@
+//! Some time of a recording.
+//!
+//! In: two times from the start of measuring. Out: the sum of the intervals that begin in between.
+//! Invariant: an interval is in it whole or not at all, so that adjacent excerpts add up; of the others
+//! only the times are looked at.
+
+use serde::Deserialize;
+
+use super::frame::{Kind, Step as Found};
+use super::reader::unpack;
+use super::{Recording, RecordingError};
+use crate::model::{Interval, Measured, Reduced, Step};
+
+/// What was measured in some time of a recording.
+#[derive(Clone, Debug, Default)]
+pub struct Excerpt {
+    /// Nanoseconds from the start of measuring to the start of its first interval.
+    pub start_ns: u64,
+    /// Those to the end of its last one.
+    pub end_ns: u64,
+    /// The sum of what was recorded at the level of the header.
+    pub total: Measured,
+    /// What was recorded at lower levels; the first step may be from before.
+    pub reduced: Reduced,
+}
+
+/// When an interval was, without what is counted.
+#[derive(Deserialize)]
+struct Times {
+    start_ns: u64,
+}
+
+impl Recording {
+    /// The intervals that begin at `from_ns` or later and before `to_ns`, in nanoseconds from the start
+    /// of measuring.
+    ///
+    /// # Errors
+    ///
+    /// `NoInterval`, `Corrupt`, `Io`.
+    pub fn between(&self, from_ns: u64, to_ns: u64) -> Result<Excerpt, RecordingError> {
+        let mut excerpt = Excerpt::default();
+        let mut intervals = 0_u64;
+        // The lower level that is measured at the moment.
+        let mut level: Option<Step> = None;
+        let mut walk = self.walk();
+        loop {
+            let offset = walk.offset;
+            let found = walk
+                .step()
+                .map_err(|error| RecordingError::io(&self.path, offset, error))?;
+            let frame = match found {
+                Found::Whole(frame) => frame,
+                Found::End => break,
+                Found::Torn | Found::Damaged => {
+                    return Err(RecordingError::corrupt(
+                        &self.path,
+                        offset,
+                        "the checksum is wrong",
+                    ));
+                }
+            };
+            if frame.is(Kind::Step) {
+                let step: Step = unpack(&self.path, &frame)?;
+                if intervals > 0 {
+                    excerpt.reduced.steps.push(step);
+                } else {
+                    level = (step.level != Some(self.header.level)).then_some(step);
+                }
+            }
+            let reduced = frame.is(Kind::ReducedInterval);
+            if !reduced && !frame.is(Kind::Interval) {
+                continue;
+            }
+            let Times { start_ns } = unpack(&self.path, &frame)?;
+            if start_ns >= to_ns {
+                break;
+            }
+            if start_ns < from_ns {
+                continue;
+            }
+            let interval: Interval = unpack(&self.path, &frame)?;
+            if intervals == 0 {
+                excerpt.start_ns = start_ns;
+                excerpt.reduced.steps.extend(level.take());
+            }
+            intervals += 1;
+            excerpt.end_ns = interval.end_ns;
+            if reduced {
+                excerpt.reduced.add(&interval);
+            } else {
+                excerpt.total.add(&interval.measured);
+            }
+        }
+        if intervals == 0 {
+            return Err(RecordingError::NoInterval {
+                path: self.path.clone(),
+                from_ns,
+                to_ns,
+                duration_ns: self.duration_ns,
+            });
+        }
+        // What comes after the last interval did not happen in it.
+        excerpt
+            .reduced
+            .steps
+            .retain(|step| step.at_ns < excerpt.end_ns);
+        Ok(excerpt)
+    }
+}
