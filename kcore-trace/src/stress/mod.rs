@@ -152,8 +152,9 @@ pub fn run(args: &StressArgs) -> Result<()> {
     let amount = args.amount();
     let groups = args.groups(online_cpus())?;
     let reading = args.reading()?;
-    check(&groups)?;
+    // What a recorder's maps take of the limit may leave none for the check.
     maps::lift_memlock_limit();
+    check(&groups)?;
     let page = needs(&groups, Kind::Kcore).then(Page::find).transpose()?;
     let jobs = jobs(&groups, page.as_ref(), reading);
 
