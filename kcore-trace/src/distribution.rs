@@ -117,6 +117,36 @@ impl Distribution {
         Some(Self { exact, histogram })
     }
 
+    /// Moves extremes that are those of earlier samples too to where these samples can have theirs: at
+    /// most a bucket of the kernel away from the true ones, if every sample found a histogram.
+    pub fn narrow_extremes(&mut self) {
+        let Exact {
+            count,
+            sum_ns,
+            min_ns,
+            max_ns,
+        } = &mut self.exact;
+        if *count == 0 {
+            return;
+        }
+        if let Some(histogram) = &self.histogram
+            && histogram.len() == *count
+        {
+            let lowest = bucket::index(histogram.min());
+            let highest = bucket::index(histogram.max());
+            *min_ns = (*min_ns).max(bucket::lower(lowest));
+            // The last bucket has no end.
+            if (highest as usize) < bucket::COUNT - 1 {
+                *max_ns = (*max_ns).min(bucket::upper(highest));
+            }
+        }
+        *max_ns = (*max_ns).min(*sum_ns);
+        if *count == 1 {
+            *min_ns = *sum_ns;
+            *max_ns = *sum_ns;
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.exact.count == 0
     }
@@ -485,7 +515,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_only_sample_is_both_extremes_whatever_was_before_it() {
+        let exact = Exact {
+            min_ns: 2,
+            max_ns: 9_000,
+            ..exact(&[700])
+        };
+        let mut buckets = [0; bucket::COUNT];
+        let mut without_histogram = Distribution::from_buckets(exact, &buckets);
+        buckets[bucket::index(700) as usize] = 1;
+        let mut distribution = Distribution::from_buckets(exact, &buckets);
+        for distribution in [&mut without_histogram, &mut distribution] {
+            distribution.narrow_extremes();
+            assert_eq!(distribution.min_ns(), Some(700));
+            assert_eq!(distribution.max_ns(), Some(700));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn narrowed_extremes_are_bounds_and_within_a_bucket_of_the_true_ones(
+            early in durations(), late in durations()
+        ) {
+            let mut all = distribution(&early);
+            all.add(&distribution(&late));
+            let mut rest = all.since(&distribution(&early)).unwrap();
+            rest.narrow_extremes();
+            let (shortest, longest) = (*late.iter().min().unwrap(), *late.iter().max().unwrap());
+            let (min_ns, max_ns) = (rest.min_ns().unwrap(), rest.max_ns().unwrap());
+            prop_assert!(min_ns <= shortest && longest <= max_ns);
+            prop_assert_eq!(bucket::index(min_ns), bucket::index(shortest));
+            prop_assert_eq!(bucket::index(max_ns), bucket::index(longest));
+        }
+
         #[test]
         fn count_sum_minimum_and_maximum_are_exact(samples in durations()) {
             let distribution = distribution(&samples);

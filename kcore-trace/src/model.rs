@@ -425,6 +425,17 @@ impl Measured {
         holds.filter_map(Distribution::min_ns).min()
     }
 
+    /// Narrows the extremes, which the kernel keeps since measuring began, to what was measured here:
+    /// see [`Distribution::narrow_extremes`].
+    pub fn narrow_extremes(&mut self) {
+        let of_cells = self.cells.values_mut();
+        let of_cells = of_cells.flat_map(|cell| [&mut cell.wait, &mut cell.hold]);
+        let of_ops = self.ops.values_mut().map(|op| &mut op.latency);
+        of_cells
+            .chain(of_ops)
+            .for_each(Distribution::narrow_extremes);
+    }
+
     /// What was measured after `earlier`; nothing if that is no earlier state of this.
     pub fn since(&self, earlier: &Self) -> Option<Self> {
         let mut rest = self.clone();

@@ -35,8 +35,9 @@ use crate::model::{
 use crate::plan::{Hooks, Plan, PlannedLock};
 use crate::probes;
 
-/// Every so many snapshots all is looked at.
-const FULL_EVERY: u32 = 4;
+/// Every so many snapshots all is looked at: blame, readers, the longest waits and audits are as late as
+/// that.
+pub const FULL_EVERY: u32 = 4;
 
 /// As many counters of nodes are read in some microseconds, so that every snapshot does.
 const FEW_NODE_VALUES: usize = 4096;

@@ -2,7 +2,8 @@
 //!
 //! In: two times from the start of measuring. Out: the sum of the intervals that begin in between.
 //! Invariant: an interval is in it whole or not at all, so that adjacent excerpts add up; of the others
-//! only the times are looked at.
+//! only the times are looked at. What a snapshot does not read each time
+//! ([`FULL_EVERY`](crate::snapshot::FULL_EVERY)) is in the interval at which it was read.
 
 use serde::Deserialize;
 
@@ -18,7 +19,8 @@ pub struct Excerpt {
     pub start_ns: u64,
     /// Those to the end of its last one.
     pub end_ns: u64,
-    /// The sum of what was recorded at the level of the header.
+    /// The sum of what was recorded at the level of the header; extremes are bounds, at most a bucket of
+    /// the kernel away.
     pub total: Measured,
     /// What was recorded at lower levels; the first step may be from before.
     pub reduced: Reduced,
@@ -104,6 +106,8 @@ impl Recording {
             .reduced
             .steps
             .retain(|step| step.at_ns < excerpt.end_ns);
+        excerpt.total.narrow_extremes();
+        excerpt.reduced.total.narrow_extremes();
         Ok(excerpt)
     }
 }

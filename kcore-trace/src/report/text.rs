@@ -11,6 +11,7 @@ use super::{By, Dist, LockTotal, Report, bars};
 use super::{audit, blame, inside, nodes, readers, reduced, worst};
 use crate::distribution::Bucket;
 use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
+use crate::snapshot::FULL_EVERY;
 use crate::{table, units};
 
 /// Width of the names at the left of the first block.
@@ -136,13 +137,20 @@ fn measured(report: &Report) -> Vec<String> {
             units::elapsed(span.recorded_ns)
         )
     });
-    vec![format!(
+    let mut lines = vec![format!(
         "{}{} from {}{level}, hooks {}{ended}",
         units::elapsed(origin.duration_ns),
         which.unwrap_or_default(),
         origin.started_at,
         origin.hooks
-    )]
+    )];
+    if origin.excerpt.is_some() {
+        lines.push(format!(
+            "readers, holders, the longest waits and audits may be {} intervals late",
+            FULL_EVERY - 1
+        ));
+    }
+    lines
 }
 
 fn coverage(report: &Report) -> Vec<String> {
