@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{bench, load, reference, script, sequence};
+use crate::{bench, load, reference, script, sequence, session};
 
 /// The first argument that makes this binary the command-line tool: a case runs
 /// `/proc/self/exe kcore-trace record …`.
@@ -179,6 +179,10 @@ impl Guest {
             }
             count += 1;
             good &= self.run_one(case);
+        }
+        if let Err(error) = session::end() {
+            count += 1;
+            good = tell("the_last_recorder_ends_in_order", Err(error));
         }
         say(&format!("done {count}"));
         good

@@ -11,6 +11,7 @@ mod load;
 mod reference;
 mod script;
 mod sequence;
+mod session;
 mod tool;
 
 use std::process::ExitCode;
@@ -74,7 +75,8 @@ impl Case {
 }
 
 /// Those that attach least come first: a kernel goes on taking hooks apart after a recorder has
-/// ended, and what is attached meanwhile has to wait.
+/// ended, and what is attached meanwhile has to wait. Those that a recorder with the same flags serves
+/// stand together, and the shared load is its first.
 const CASES: &[Case] = &[
     case("plan_names_the_era_by_what_btf_says", plan::era)
         .anywhere()
@@ -182,6 +184,9 @@ const CASES: &[Case] = &[
     )
     .alone()
     .anywhere(),
+    case("an_audit_needs_every_acquisition", audit::refused)
+        .alone()
+        .anywhere(),
     case("kprobe_counts_every_operation", churn::kprobe_operations)
         .alone()
         .for_every_type(),
@@ -203,6 +208,38 @@ const CASES: &[Case] = &[
     )
     .alone()
     .for_every_type(),
+    case(
+        "holders_are_known_only_where_acquisitions_are_seen_when_owned",
+        blame::needs_ownership,
+    ),
+    case("kprobe_tells_who_reads", inside::kprobe_readers)
+        .alone()
+        .for_every_type(),
+    case(
+        "kprobe_keeps_the_stacks_of_the_longest_waits",
+        inside::kprobe_stacks,
+    )
+    .parallel(),
+    case("kprobe_flags_nothing_that_tasks_do", audit::kprobe_tasks)
+        .alone()
+        .for_every_type(),
+    case(
+        "kprobe_counts_the_faults_of_untouched_pages_by_era",
+        inside::kprobe_faults,
+    )
+    .alone(),
+    case(
+        "kprobe_counts_the_locks_of_every_block",
+        blocks::kprobe_blocks,
+    )
+    .alone()
+    .with_module(),
+    case("kprobe_counts_trylocks_as_taken", blocks::kprobe_trylocks)
+        .alone()
+        .with_module(),
+    case("kprobe_tells_the_context_of_a_lock", audit::kprobe_contexts)
+        .alone()
+        .with_module(),
     case("fentry_counts_every_operation", churn::fentry_operations).for_every_type(),
     case(
         "fentry_counts_the_locks_of_every_operation",
@@ -226,6 +263,17 @@ const CASES: &[Case] = &[
         blame::adds_up,
     )
     .for_every_type(),
+    case(
+        "fentry_tells_who_reads_and_what_others_waited_for_that",
+        inside::fentry_readers,
+    )
+    .for_every_type(),
+    case(
+        "the_longest_waits_are_listed_with_who_waited_for_whom",
+        inside::longest,
+    )
+    .for_every_type(),
+    case("nobody_sleeps_with_a_spinlock", inside::sleeps).for_every_type(),
     case("readers_alone_wait_for_readers", blame::readers)
         .parallel()
         .for_every_type(),
@@ -251,20 +299,11 @@ const CASES: &[Case] = &[
     .parallel()
     .for_every_type(),
     case(
-        "holders_are_known_only_where_acquisitions_are_seen_when_owned",
-        blame::needs_ownership,
-    ),
-    case(
         "fentry_counts_the_faults_of_untouched_pages_by_era",
         inside::fentry_faults,
     )
     .alone()
     .for_every_type(),
-    case(
-        "kprobe_counts_the_faults_of_untouched_pages_by_era",
-        inside::kprobe_faults,
-    )
-    .alone(),
     case(
         "reads_into_buffers_and_pipes_are_told_apart",
         inside::destinations,
@@ -272,59 +311,17 @@ const CASES: &[Case] = &[
     .alone()
     .for_every_type(),
     case(
-        "fentry_tells_who_reads_and_what_others_waited_for_that",
-        inside::fentry_readers,
-    )
-    .for_every_type(),
-    case("kprobe_tells_who_reads", inside::kprobe_readers)
-        .alone()
-        .for_every_type(),
-    case(
         "a_read_is_counted_however_many_readers_there_are",
         inside::many_readers,
     )
     .alone(),
     case(
-        "the_longest_waits_are_listed_with_who_waited_for_whom",
-        inside::longest,
-    )
-    .for_every_type(),
-    case(
-        "fentry_keeps_the_stacks_of_the_longest_waits",
-        inside::fentry_stacks,
-    )
-    .parallel()
-    .for_every_type(),
-    case(
-        "kprobe_keeps_the_stacks_of_the_longest_waits",
-        inside::kprobe_stacks,
-    )
-    .parallel(),
-    case("nobody_sleeps_with_a_spinlock", inside::sleeps).for_every_type(),
-    case("what_happens_inside_can_be_left_out", inside::left_out).alone(),
-    case("fentry_flags_nothing_that_tasks_do", audit::fentry_tasks).for_every_type(),
-    case("kprobe_flags_nothing_that_tasks_do", audit::kprobe_tasks)
-        .alone()
-        .for_every_type(),
-    case("an_audit_needs_every_acquisition", audit::refused)
-        .alone()
-        .anywhere(),
-    case("a_guard_reduces_the_level_step_by_step", guard::reduces).parallel(),
-    case(
         "fentry_counts_the_locks_of_every_block",
         blocks::fentry_blocks,
     )
     .with_module(),
-    case(
-        "kprobe_counts_the_locks_of_every_block",
-        blocks::kprobe_blocks,
-    )
-    .alone()
-    .with_module(),
+    case("fentry_counts_trylocks_as_taken", blocks::fentry_trylocks).with_module(),
     case("fentry_tells_the_context_of_a_lock", audit::fentry_contexts)
-        .alone()
-        .with_module(),
-    case("kprobe_tells_the_context_of_a_lock", audit::kprobe_contexts)
         .alone()
         .with_module(),
     case(
@@ -339,10 +336,15 @@ const CASES: &[Case] = &[
     )
     .alone()
     .with_module(),
-    case("fentry_counts_trylocks_as_taken", blocks::fentry_trylocks).with_module(),
-    case("kprobe_counts_trylocks_as_taken", blocks::kprobe_trylocks)
-        .alone()
-        .with_module(),
+    case(
+        "fentry_keeps_the_stacks_of_the_longest_waits",
+        inside::fentry_stacks,
+    )
+    .parallel()
+    .for_every_type(),
+    case("fentry_flags_nothing_that_tasks_do", audit::fentry_tasks).for_every_type(),
+    case("what_happens_inside_can_be_left_out", inside::left_out).alone(),
+    case("a_guard_reduces_the_level_step_by_step", guard::reduces).parallel(),
 ];
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
 //! Running the tool as a user does, and reading what it says.
 //!
-//! In: arguments. Out: exit code and text, plans and reports as JSON. A recording that several
-//! cases look at is made once: attaching is what takes long under emulation.
+//! In: arguments. Out: exit code and text, plans and reports as JSON. What several cases look at is
+//! recorded once.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::load as load_module;
-use crate::{guest, reference, sequence};
+use crate::{guest, reference, sequence, session};
 
 /// Where the tool of this binary can be run from.
 pub(crate) const EXE: &str = "/proc/self/exe";
@@ -26,6 +26,7 @@ pub(crate) fn command(args: &[&str]) -> Command {
 
 /// Runs the tool to its end.
 pub(crate) fn run(args: &[&str]) -> Result<Output> {
+    end_session_before(args)?;
     command(args)
         .output()
         .with_context(|| format!("failed to run the tool with {args:?}"))
@@ -33,11 +34,26 @@ pub(crate) fn run(args: &[&str]) -> Result<Output> {
 
 /// Starts the tool, with its output caught.
 pub(crate) fn start(args: &[&str]) -> Result<Child> {
+    end_session_before(args)?;
     let mut command = command(args);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
         .spawn()
         .with_context(|| format!("failed to start the tool with {args:?}"))
+}
+
+/// A recorder of a case's own is the only one.
+fn end_session_before(args: &[&str]) -> Result<()> {
+    if args.first() == Some(&"record") {
+        session::end()?;
+    }
+    Ok(())
+}
+
+/// Sends a signal.
+pub(crate) fn signal(child: &Child, number: i32) {
+    // SAFETY: the child has not been waited for, so that the id is still its own.
+    unsafe { libc::kill(child.id() as i32, number) };
 }
 
 /// What the tool wrote to stderr.
@@ -130,32 +146,10 @@ pub(crate) fn recorded_once(flags: &[&'static str], load: Load) -> Result<Report
     let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let recorded = done
         .entry((flags.to_vec(), load))
-        .or_insert_with_key(|(flags, load)| recorded(flags, load).map_err(|e| format!("{e:#}")));
+        .or_insert_with_key(|(flags, load)| {
+            session::record(flags, load).map_err(|error| format!("{error:#}"))
+        });
     recorded.clone().map_err(anyhow::Error::msg)
-}
-
-/// Records a load with these flags.
-pub(crate) fn recorded(flags: &[&str], load: &[String]) -> Result<Report> {
-    let path = fresh("load");
-    let file = path.to_str().context("a path that is not UTF-8")?;
-    let mut args = vec!["record", "-o", file];
-    args.extend(flags);
-    args.extend(["--", EXE]);
-    args.extend(load.iter().map(String::as_str));
-    let output = run(&args)?;
-    // For whoever reads the console of a failed boot.
-    println!("{}", complaint(&output));
-    ensure!(output.status.success(), "{}", complaint(&output));
-    let mut views = vec![vec!["report", file]];
-    if flags.contains(&"--audit") {
-        views.push(vec!["report", file, "--audit"]);
-    }
-    for view in views {
-        println!("{}", String::from_utf8_lossy(&run(&view)?.stdout));
-    }
-    let report = report(&path);
-    std::fs::remove_file(&path)?;
-    report
 }
 
 /// A report, as its JSON.

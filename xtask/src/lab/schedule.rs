@@ -7,7 +7,7 @@
 
 use std::sync::{Mutex, mpsc};
 
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 4;
 
 /// Runs `work` on each item and hands every result to `each` on the calling
 /// thread.

@@ -7,16 +7,10 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::churn::{by_kprobe, equal};
+use super::churn::{AUDIT_AND_STACKS, by_kprobe, equal, fentry, kprobe};
 use crate::guest::{Guest, Outcome};
+use crate::session;
 use crate::tool::{self, Report};
-
-const FENTRY: &[&str] = &["--hooks", "fentry", "--audit"];
-const KPROBE: &[&str] = &["--hooks", "kprobe", "--audit"];
-
-/// What an audit sees, and the stacks of waits, which have nothing to do with each other: attaching takes
-/// longest.
-pub(super) const AUDIT_AND_STACKS: &[&str] = &["--hooks", "fentry", "--audit", "--stacks"];
 
 const LOOPS: u64 = 100;
 
@@ -107,15 +101,15 @@ pub(crate) fn refused(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_contexts(guest: &mut Guest) -> Result<Outcome> {
-    contexts(guest, FENTRY, &[])
+    contexts(guest, fentry(guest), &[])
 }
 
 pub(crate) fn kprobe_contexts(guest: &mut Guest) -> Result<Outcome> {
-    contexts(guest, KPROBE, &["interrupts-off"])
+    contexts(guest, kprobe(guest), &["interrupts-off"])
 }
 
 /// Looks an area up in each context that there is.
-fn contexts(guest: &Guest, flags: &[&str], with_flags: &[&'static str]) -> Result<Outcome> {
+fn contexts(guest: &Guest, flags: &[&'static str], with_flags: &[&'static str]) -> Result<Outcome> {
     let module = guest.module("contexts")?;
     let find = symbol("find_vm_area")?;
     let off_in_interrupts = [&["hardirq"], with_flags].concat();
@@ -136,7 +130,7 @@ fn contexts(guest: &Guest, flags: &[&str], with_flags: &[&'static str]) -> Resul
     });
     let in_tasks = tool::module(&module, &[&find, &loops]);
     let loads: Vec<_> = in_context.chain([in_tasks]).collect();
-    let report = tool::recorded(flags, &tool::each(&loads))?;
+    let report = session::record(flags, &tool::each(&loads))?;
     let lock = report.index_lock();
     let found = |row: &Value, contexts: &[&str]| {
         row["lock"] == lock && row["op"] == "find" && is_in(row, contexts)
@@ -205,7 +199,7 @@ fn freed_and_mapped(guest: &Guest) -> Result<Report> {
         freed("context=hardirq"),
         tool::module(&vmap_ram, &["loops=200"]),
     ];
-    tool::recorded_once(FENTRY, tool::each(&loads))
+    tool::recorded_once(fentry(guest), tool::each(&loads))
 }
 
 /// What syzbot found when the lock of a block was a mutex: `vb_alloc` takes it in an RCU read section.

@@ -6,9 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::churn::{by_fentry, by_kprobe};
+use super::churn::{by_fentry, by_kprobe, fentry};
 use crate::guest::{Guest, Outcome};
 use crate::reference::{Part, Reference, Shares};
+use crate::session;
 use crate::tool::{self, Report};
 
 /// Waits that end between the two reads of cells and holders.
@@ -17,15 +18,13 @@ pub(super) const WHILE_READING: u64 = 8;
 /// How often emulated CPUs may fail to meet often enough.
 const ROUNDS: usize = 10;
 
-const BY_FENTRY: &[&str] = &["--hooks", "fentry"];
-
 const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "40"];
 const READER_THREADS: u64 = 4;
 const WRITERS: &[&str] = &["--maps", "4", "--ops", "300"];
 
 /// Records a load of its own at level full.
-fn recorded(load: &[&str]) -> Result<Report> {
-    tool::recorded(BY_FENTRY, &tool::stress(load))
+fn recorded(guest: &Guest, load: &[&str]) -> Result<Report> {
+    session::record(fentry(guest), &tool::stress(load))
 }
 
 fn rows(report: &Report) -> impl Iterator<Item = &Value> {
@@ -103,10 +102,10 @@ pub(crate) fn needs_ownership(guest: &mut Guest) -> Result<Outcome> {
 /// A guest that starts threads and purges is never without a writer, and an emulated CPU may be taken
 /// away from one that holds the lock. Its holds are counted, and each can make every reader begin to
 /// wait once: what is beyond that, readers waited for readers.
-pub(crate) fn readers(_: &mut Guest) -> Result<Outcome> {
+pub(crate) fn readers(guest: &mut Guest) -> Result<Outcome> {
     // Whatever the index lock is, up to 6.8 they take a mutex before it.
     for _ in 0..ROUNDS {
-        if waits_among_readers(&recorded(READERS)?)? > 0 {
+        if waits_among_readers(&recorded(guest, READERS)?)? > 0 {
             return Ok(Outcome::Passed);
         }
     }
@@ -159,7 +158,7 @@ pub(crate) fn shared(guest: &mut Guest) -> Result<Outcome> {
     for round in 0..ROUNDS {
         let report = match round {
             0 => by_fentry(guest)?,
-            _ => recorded(MOSTLY_READERS)?,
+            _ => recorded(guest, MOSTLY_READERS)?,
         };
         let index = report.index_lock();
         let sleeps = report.era().starts_with("rwsem");
@@ -195,14 +194,14 @@ const SHARE: f64 = 0.02;
 /// Of fewer waits only the number is compared.
 const FEW: u64 = 200;
 
-pub(crate) fn as_the_reference(_: &mut Guest) -> Result<Outcome> {
+pub(crate) fn as_the_reference(guest: &mut Guest) -> Result<Outcome> {
     if !Reference::sees_releases()? {
-        return no_holder_is_guessed();
+        return no_holder_is_guessed(guest);
     }
     for load in ALONE {
-        watched(load, |_| true)?;
+        watched(guest, load, |_| true)?;
     }
-    watched(TOGETHER, |seen| {
+    watched(guest, TOGETHER, |seen| {
         let many = |(_, part): &(_, Part)| part.waits >= 10;
         seen.sum().1 >= FEW && seen.by_name().filter(many).count() >= 2
     })?;
@@ -212,11 +211,15 @@ pub(crate) fn as_the_reference(_: &mut Guest) -> Result<Outcome> {
 /// Records a load under the eyes of the reference, which must count the same waits, until both share the
 /// time out alike. A wait that begins as the lock changes hands may be put down to either side, and while
 /// an emulated CPU is taken away it is longer than all others together; but not in each round.
-fn watched(load: &'static [&'static str], enough: impl Fn(&Shares) -> bool) -> Result<()> {
+fn watched(
+    guest: &Guest,
+    load: &'static [&'static str],
+    enough: impl Fn(&Shares) -> bool,
+) -> Result<()> {
     for round in 0..ROUNDS {
         let (report, shares) = match round {
-            0 => first_seen(load)?,
-            _ => seen(load)?,
+            0 => first_seen(guest, load)?,
+            _ => seen(guest, load)?,
         };
         if share_alike(&report, &shares)? && enough(&shares) {
             return Ok(());
@@ -228,29 +231,29 @@ fn watched(load: &'static [&'static str], enough: impl Fn(&Shares) -> bool) -> R
 }
 
 /// What the tool and the reference say of a load; the reference nothing where it sees no releases.
-fn seen(load: &[&str]) -> Result<(Report, Shares)> {
+fn seen(guest: &Guest, load: &[&str]) -> Result<(Report, Shares)> {
     if !Reference::sees_releases()? {
-        return Ok((recorded(load)?, Shares::default()));
+        return Ok((recorded(guest, load)?, Shares::default()));
     }
     let reference = Reference::new()?;
-    let report = tool::recorded(BY_FENTRY, &tool::watched_stress(load))?;
+    let report = session::record(fentry(guest), &tool::watched_stress(load))?;
     Ok((report, reference.shares()?))
 }
 
 /// The same of the first time, however often it is asked for.
-fn first_seen(load: &'static [&'static str]) -> Result<(Report, Shares)> {
+fn first_seen(guest: &Guest, load: &'static [&'static str]) -> Result<(Report, Shares)> {
     type Seen = BTreeMap<&'static [&'static str], (Report, Shares)>;
     static FIRST: Mutex<Seen> = Mutex::new(Seen::new());
     let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
     if !first.contains_key(load) {
-        first.insert(load, seen(load)?);
+        first.insert(load, seen(guest, load)?);
     }
     Ok(first[load].clone())
 }
 
 /// A kernel that inlines the release of a spinlock (5.10) shows nobody how long it is held.
-fn no_holder_is_guessed() -> Result<Outcome> {
-    let (report, _) = first_seen(WRITERS)?;
+fn no_holder_is_guessed(guest: &Guest) -> Result<Outcome> {
+    let (report, _) = first_seen(guest, WRITERS)?;
     let index = report.index_lock();
     let all = waited(&report, index, |_| true);
     let unknown = waited(&report, index, |row| row["holder"].is_null());
@@ -297,10 +300,10 @@ fn share_alike(report: &Report, reference: &Shares) -> Result<bool> {
 
 /// One reader of /proc/kcore among four who allocate is the one that they waited for. Without it
 /// nobody is: [`writers`].
-pub(crate) fn inflictor(_: &mut Guest) -> Result<Outcome> {
+pub(crate) fn inflictor(guest: &mut Guest) -> Result<Outcome> {
     let known = Reference::sees_releases()?;
     for _ in 0..ROUNDS {
-        let report = recorded(&["--kcore", "1", "--maps", "4", "-d", "2s"])?;
+        let report = recorded(guest, &["--kcore", "1", "--maps", "4", "-d", "2s"])?;
         let first = report.rows("readers").next();
         let first = first.context("nobody reads")?;
         ensure!(
@@ -324,7 +327,7 @@ pub(crate) fn inflictor(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn writers(guest: &mut Guest) -> Result<Outcome> {
-    let (report, _) = first_seen(WRITERS)?;
+    let (report, _) = first_seen(guest, WRITERS)?;
     for row in rows(&report) {
         is_plausible(&report, row, guest.cpus() as u64)?;
     }

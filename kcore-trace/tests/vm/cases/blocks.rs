@@ -6,7 +6,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::churn::{equal, may_lack};
+use super::churn::{equal, fentry, kprobe, may_lack};
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report};
 
@@ -23,7 +23,7 @@ const OTHER_BLOCKS: u64 = 40;
 const OTHER_LOOKUPS: u64 = 20;
 
 /// Blocks, and then trylocks.
-fn recorded(guest: &Guest, hooks: &'static str) -> Result<Report> {
+fn recorded(guest: &Guest, flags: &[&'static str]) -> Result<Report> {
     let module = guest.module("vmap_ram")?;
     let (loops, threads) = (format!("loops={LOOPS}"), format!("threads={THREADS}"));
     let dumps = format!("dumps={DUMPS}");
@@ -31,11 +31,11 @@ fn recorded(guest: &Guest, hooks: &'static str) -> Result<Report> {
         tool::module(&module, &[&loops, &threads]),
         tool::module(&module, &["loops=0", &dumps]),
     ];
-    tool::recorded_once(&["--hooks", hooks], tool::each(&loads))
+    tool::recorded_once(flags, tool::each(&loads))
 }
 
-fn blocks(guest: &Guest, hooks: &'static str) -> Result<Outcome> {
-    let report = recorded(guest, hooks)?;
+fn blocks(guest: &Guest, flags: &[&'static str]) -> Result<Outcome> {
+    let report = recorded(guest, flags)?;
     let lack = may_lack(&report);
     for op in ["map_ram", "unmap_ram"] {
         let count = report.op(op);
@@ -66,15 +66,15 @@ fn blocks(guest: &Guest, hooks: &'static str) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_blocks(guest: &mut Guest) -> Result<Outcome> {
-    blocks(guest, "fentry")
+    blocks(guest, fentry(guest))
 }
 
 pub(crate) fn kprobe_blocks(guest: &mut Guest) -> Result<Outcome> {
-    blocks(guest, "kprobe")
+    blocks(guest, kprobe(guest))
 }
 
-fn trylocks(guest: &Guest, hooks: &'static str) -> Result<Outcome> {
-    let report = recorded(guest, hooks)?;
+fn trylocks(guest: &Guest, flags: &[&'static str]) -> Result<Outcome> {
+    let report = recorded(guest, flags)?;
     let find = |what| report.sum("vmap_area_lock", Some("find"), Some("read"), what);
     // Loading the module looks areas up too, and a trylock may fail.
     let tried = find("acquisitions") + find("try_failed");
@@ -94,9 +94,9 @@ fn trylocks(guest: &Guest, hooks: &'static str) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_trylocks(guest: &mut Guest) -> Result<Outcome> {
-    trylocks(guest, "fentry")
+    trylocks(guest, fentry(guest))
 }
 
 pub(crate) fn kprobe_trylocks(guest: &mut Guest) -> Result<Outcome> {
-    trylocks(guest, "kprobe")
+    trylocks(guest, kprobe(guest))
 }

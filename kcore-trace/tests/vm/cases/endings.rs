@@ -59,11 +59,6 @@ fn until_it_measures(path: &Path) -> Result<()> {
     bail!("`{}` does not grow: {sizes:?}", path.display())
 }
 
-pub(super) fn signal(child: &Child, number: i32) {
-    // SAFETY: the child has not been waited for, so that the id is still its own.
-    unsafe { libc::kill(child.id() as i32, number) };
-}
-
 fn end(child: Child) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
@@ -74,7 +69,7 @@ pub(crate) fn killed(_: &mut Guest) -> Result<Outcome> {
         return no_tracepoints();
     };
     until_it_measures(&path)?;
-    signal(&child, libc::SIGKILL);
+    tool::signal(&child, libc::SIGKILL);
     let output = end(child)?;
     ensure!(
         output.status.signal() == Some(libc::SIGKILL),
@@ -100,7 +95,7 @@ pub(crate) fn interrupted(_: &mut Guest) -> Result<Outcome> {
         return no_tracepoints();
     };
     until_it_measures(&path)?;
-    signal(&child, libc::SIGINT);
+    tool::signal(&child, libc::SIGINT);
     let output = end(child)?;
     ensure!(
         output.status.success(),
@@ -186,7 +181,7 @@ pub(crate) fn forwarded(_: &mut Guest) -> Result<Outcome> {
         return no_tracepoints();
     };
     until_it_measures(&path)?;
-    signal(&child, libc::SIGTERM);
+    tool::signal(&child, libc::SIGTERM);
     let begun = Instant::now();
     let output = end(child)?;
     ensure!(

@@ -14,7 +14,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 
 use super::endings;
 use crate::guest::{Guest, Outcome};
-use crate::tool;
+use crate::{session, tool};
 
 const NOBODY: u32 = 65534;
 /// What the unit of systemd gives, and nothing else.
@@ -46,6 +46,7 @@ impl Drop for Exporter {
 
 impl Exporter {
     fn start(mut command: Command) -> Result<Self> {
+        session::end()?;
         raise_loopback()?;
         let mut child = command.stderr(Stdio::piped()).spawn()?;
         let mut said = BufReader::new(child.stderr.take().context("stderr is a pipe")?);

@@ -8,7 +8,6 @@ use std::io::{BufRead as _, BufReader};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::endings;
 use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Report};
 
@@ -31,7 +30,7 @@ fn recorded(limit: &str, more: &[&str], changes: usize) -> Result<Report> {
         println!("{line}");
         changed += usize::from(line.contains("from here on") || line.contains(" again, after"));
         if changes > 0 && changed == changes {
-            endings::signal(&child, libc::SIGINT);
+            tool::signal(&child, libc::SIGINT);
         }
     }
     let output = child.wait_with_output()?;
