@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Stop a guest after this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     boot_timeout: u64,
+    /// Boot the guests too that passed before with the same kernel, guest binary and emulator
+    #[arg(long)]
+    again: bool,
     /// Only the VM cases with this in their name
     #[arg(requires = "vm_only")]
     filter: Option<String>,
@@ -165,6 +168,7 @@ impl Run<'_> {
             filter: self.options.filter.as_deref(),
             keep: self.options.keep.as_deref(),
             timeout: Duration::from_secs(self.options.boot_timeout),
+            again: self.options.again,
         };
         let outcome = lab.run(self.places, guest)?;
         self.tally += outcome.tally;

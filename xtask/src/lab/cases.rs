@@ -17,6 +17,7 @@ use super::{
     build::variants::Variant,
     initramfs,
     kernels::Kernel,
+    passed::Common,
     protocol::{self, Report, Verdict},
     qemu::{self, Ending, Files, Machine},
     schedule,
@@ -54,6 +55,8 @@ pub(crate) struct Cases<'a> {
     /// Where to put console logs and artefacts to keep.
     pub(crate) keep: Option<&'a Path>,
     pub(crate) timeout: Duration,
+    /// Whether to boot also what has passed before.
+    pub(crate) again: bool,
     /// Whether `kernels` is the whole table, so that a case which ran on none of
     /// them runs nowhere.
     pub(crate) complete: bool,
@@ -87,6 +90,8 @@ struct Booted {
     report: Report,
     trouble: Option<String>,
     time: Duration,
+    /// How long ago it was, if it need not be repeated.
+    ago: Option<Duration>,
 }
 
 impl Booted {
@@ -118,10 +123,9 @@ impl Cases<'_> {
         let initramfs = folder.join("initramfs");
         let binary =
             fs::read(guest).with_context(|| format!("failed to read {}", guest.display()))?;
-        fs::write(
-            &initramfs,
-            initramfs::with_modules(&binary, &self.kernels, Vec::new())?,
-        )?;
+        let unpacked = initramfs::with_modules(&binary, &self.kernels, Vec::new())?;
+        fs::write(&initramfs, &unpacked)?;
+        let common = Common::new(&folder, &unpacked)?;
 
         let boots = CONFIGS.iter().flat_map(|config| {
             self.kernels.iter().map(move |kernel| Boot {
@@ -132,7 +136,7 @@ impl Cases<'_> {
         let mut booted = Vec::new();
         schedule::run(
             boots.collect(),
-            |boot| self.boot(&boot, &folder, &initramfs),
+            |boot| self.boot(&boot, &folder, &initramfs, &common),
             |result| {
                 if let Ok(boot) = &result {
                     show(boot);
@@ -144,7 +148,13 @@ impl Cases<'_> {
         Ok(self.sum(&booted))
     }
 
-    fn boot(&self, boot: &Boot, folder: &Path, initramfs: &Path) -> Result<Booted> {
+    fn boot(
+        &self,
+        boot: &Boot,
+        folder: &Path,
+        initramfs: &Path,
+        common: &Common,
+    ) -> Result<Booted> {
         let name = boot.name();
         let (console, stream) = (format!("{name}.console"), format!("{name}.artefacts"));
         let filter = self
@@ -159,15 +169,23 @@ impl Cases<'_> {
             words: words(boot.config.name, &boot.kernel) + &filter.unwrap_or_default(),
             timeout: self.timeout,
         };
+        let mark = common.mark(&name, &machine)?;
+        let is_there = folder.join(&console).exists() && folder.join(&stream).exists();
+        let ago = mark.age().filter(|_| is_there && !self.again);
         let began = Instant::now();
-        let ending = qemu::boot(
-            &machine,
-            &Files {
-                folder,
-                console: &console,
-                artefacts: &stream,
-            },
-        )?;
+        let ending = if ago.is_some() {
+            Ending::Left
+        } else {
+            mark.remove()?;
+            qemu::boot(
+                &machine,
+                &Files {
+                    folder,
+                    console: &console,
+                    artefacts: &stream,
+                },
+            )?
+        };
         let time = began.elapsed();
 
         let (console, stream) = (folder.join(console), folder.join(stream));
@@ -182,6 +200,9 @@ impl Cases<'_> {
             let unfinished = keep_files(&keep.join(&name), &console, &stream)?;
             trouble = trouble.or(unfinished);
         }
+        if trouble.is_none() && report.tally().failed == 0 {
+            mark.set()?;
+        }
         Ok(Booted {
             line: boot.kernel.line,
             name,
@@ -190,6 +211,7 @@ impl Cases<'_> {
             report,
             trouble,
             time,
+            ago,
         })
     }
 
@@ -247,13 +269,17 @@ fn show(boot: &Booted) {
         report,
         trouble,
         time,
+        ago,
         ..
     } = boot;
-    println!(
-        "  {name:15} {} ({:.1} s)",
-        report.tally(),
-        time.as_secs_f64()
-    );
+    let when = match ago {
+        Some(ago) => format!(
+            "{} ago: nothing has changed, --again boots it",
+            humantime::format_duration(Duration::from_secs(ago.as_secs()))
+        ),
+        None => format!("{:.1} s", time.as_secs_f64()),
+    };
+    println!("  {name:15} {} ({when})", report.tally());
     show_cases(report);
     if let Some(trouble) = trouble {
         println!("    {name}: {trouble}; from its console:");

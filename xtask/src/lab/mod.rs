@@ -1,7 +1,7 @@
 //! The VM lab: emulated machines, the kernels that they boot, and what is run on them.
 //!
 //! [`kernels`] are Debian's own, [`build`] makes others of one source; [`cases`] runs the tests on
-//! them, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured;
+//! them unless [`passed`] says that it did before, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured;
 //! [`selftest`] compares kernels with themselves. [`qemu`], [`initramfs`], [`artefacts`],
 //! [`protocol`] and [`schedule`] are the machinery.
 
@@ -10,6 +10,7 @@ pub(crate) mod build;
 pub(crate) mod cases;
 pub(crate) mod initramfs;
 pub(crate) mod kernels;
+mod passed;
 pub(crate) mod protocol;
 pub(crate) mod qemu;
 pub(crate) mod report;

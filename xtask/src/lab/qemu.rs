@@ -109,7 +109,8 @@ fn boot_once(machine: &Machine<'_>, files: &Files<'_>) -> Result<Ending> {
     }
 }
 
-fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
+/// What the emulator is started with; the file for artefacts is in the folder of the boot.
+pub(super) fn arguments(machine: &Machine<'_>, artefacts: &str) -> Vec<String> {
     let Machine {
         kernel,
         initramfs,
