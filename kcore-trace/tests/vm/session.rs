@@ -2,9 +2,8 @@
 //! what takes long under emulation.
 //!
 //! In: flags and loads. Out: for each load the report of the intervals in which it ran, and some
-//! background. Invariant: a load begins after the interval before its first has ended, and has ended
-//! so many intervals before its last one that all of it is in the report, what is not read each time
-//! included; and no two recorders run at once.
+//! background. Invariant: all that a load does is in its report, and nothing from before it, what is not
+//! read each time included; and no two recorders run at once.
 //!
 //! The longest waits are those of all the time that a recorder ran: of a load after the first only
 //! those are listed that are longer than others before.
@@ -90,6 +89,7 @@ impl Session {
             said,
         };
         session.until(|recorded_ns| recorded_ns > 0)?;
+        session.until_read()?;
         // For whoever reads the console of a failed boot.
         println!("{}", session.complaint());
         Ok(session)
@@ -107,10 +107,7 @@ impl Session {
             "{load:?}: {}",
             tool::complaint(&output)
         );
-        let mut to_ns = self.recorded_ns()?;
-        for _ in 0..UNTIL_READ {
-            to_ns = self.until(|recorded_ns| recorded_ns > to_ns)?;
-        }
+        let to_ns = self.until_read()?;
         let (from, to) = (format!("{from_ns}ns"), format!("{to_ns}ns"));
         let path = self
             .recording
@@ -127,6 +124,15 @@ impl Session {
         Ok(Report(tool::json(
             &[&view[..], &["--format", "json"]].concat(),
         )?))
+    }
+
+    /// Waits until everything that was counted so far is in the recording, and says how much time is.
+    fn until_read(&mut self) -> Result<u64> {
+        let mut recorded_ns = self.recorded_ns()?;
+        for _ in 0..UNTIL_READ {
+            recorded_ns = self.until(|now_ns| now_ns > recorded_ns)?;
+        }
+        Ok(recorded_ns)
     }
 
     /// Waits until so much is recorded, and says how much.
