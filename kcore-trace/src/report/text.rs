@@ -149,6 +149,8 @@ fn measured(report: &Report) -> Vec<String> {
             "readers, holders, the longest waits and audits may be {} intervals late",
             FULL_EVERY - 1
         ));
+        lines
+            .push("only waits that were among the longest since measuring began are listed".into());
     }
     lines
 }
