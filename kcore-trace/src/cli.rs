@@ -434,7 +434,8 @@ fn report(args: &ReportArgs) -> Result<()> {
         (None, None) => Report::new(&recording),
         (from, to) => {
             let from_ns = from.map_or(0, nanoseconds);
-            let to_ns = to.map_or(recording.duration_ns, nanoseconds);
+            let to_ns = to.map_or(u64::MAX, nanoseconds);
+            ensure!(from_ns < to_ns, "--to has to be later than --from");
             Report::of_excerpt(&recording, &recording.between(from_ns, to_ns)?)
         }
     };

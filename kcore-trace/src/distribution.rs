@@ -119,7 +119,7 @@ impl Distribution {
 
     /// Moves extremes that are those of earlier samples too to where these samples can have theirs: at
     /// most a bucket of the kernel away from the true ones, if every sample found a histogram.
-    pub fn narrow_extremes(&mut self) {
+    pub(crate) fn narrow_extremes(&mut self) {
         let Exact {
             count,
             sum_ns,

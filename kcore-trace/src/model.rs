@@ -427,7 +427,7 @@ impl Measured {
 
     /// Narrows the extremes, which the kernel keeps since measuring began, to what was measured here:
     /// see [`Distribution::narrow_extremes`].
-    pub fn narrow_extremes(&mut self) {
+    pub(crate) fn narrow_extremes(&mut self) {
         let of_cells = self.cells.values_mut();
         let of_cells = of_cells.flat_map(|cell| [&mut cell.wait, &mut cell.hold]);
         let of_ops = self.ops.values_mut().map(|op| &mut op.latency);

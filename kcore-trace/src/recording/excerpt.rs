@@ -53,13 +53,7 @@ impl Recording {
             let frame = match found {
                 Found::Whole(frame) => frame,
                 Found::End => break,
-                Found::Torn | Found::Damaged => {
-                    return Err(RecordingError::corrupt(
-                        &self.path,
-                        offset,
-                        "the checksum is wrong",
-                    ));
-                }
+                Found::Torn | Found::Damaged => return Err(self.damaged(offset)),
             };
             if frame.is(Kind::Step) {
                 let step: Step = unpack(&self.path, &frame)?;

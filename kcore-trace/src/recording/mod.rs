@@ -113,8 +113,8 @@ pub enum RecordingError {
         what: String,
     },
     #[error(
-        "no interval of recording `{}` begins between {} and {}: it measured {}",
-        path.display(), units::elapsed(*from_ns), units::elapsed(*to_ns), units::elapsed(*duration_ns)
+        "no interval of recording `{}` begins at {} or later{}: it measured {}",
+        path.display(), units::elapsed(*from_ns), and_before(*to_ns), units::elapsed(*duration_ns)
     )]
     NoInterval {
         path: PathBuf,
@@ -129,6 +129,14 @@ pub enum RecordingError {
         offset: u64,
         source: io::Error,
     },
+}
+
+/// The end of a time, unless it has none.
+fn and_before(to_ns: u64) -> String {
+    match to_ns {
+        u64::MAX => String::new(),
+        to_ns => format!(" and before {}", units::elapsed(to_ns)),
+    }
 }
 
 impl RecordingError {

@@ -96,7 +96,7 @@ impl Recording {
         later.since(earlier).ok_or_else(less)
     }
 
-    fn damaged(&self, offset: u64) -> RecordingError {
+    pub(super) fn damaged(&self, offset: u64) -> RecordingError {
         RecordingError::corrupt(&self.path, offset, "the checksum is wrong")
     }
 }

@@ -15,6 +15,8 @@ use anyhow::{Context as _, Result, ensure};
 /// The first argument that asks for it: a case records `/proc/self/exe --load-module FILE
 /// PARAMETERS`.
 pub(crate) const MODULE: &str = "--load-module";
+/// Stands between the parameters of one loading and of the next.
+pub(crate) const THEN: &str = "--then";
 
 /// Where the kernel's counters are kept, by the end of an artefact's name.
 pub(crate) const COUNTERS: [(&str, &str); 2] =
@@ -39,9 +41,16 @@ fn load(arguments: &[OsString]) -> Result<()> {
         .map(|word| word.to_string_lossy())
         .collect();
     let (path, parameters) = words.split_first().context("no module is named")?;
-    let file = File::open(&**path).with_context(|| format!("failed to open {path}"))?;
-    let parameters = CString::new(parameters.join(" "))?;
     reset_counters();
+    for parameters in parameters.split(|word| word == THEN) {
+        once(path, &parameters.join(" "))?;
+    }
+    keep_counters()
+}
+
+fn once(path: &str, parameters: &str) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("failed to open {path}"))?;
+    let parameters = CString::new(parameters)?;
     // SAFETY: the descriptor is open and the string lives until the call returns.
     let result = unsafe {
         libc::syscall(
@@ -57,7 +66,7 @@ fn load(arguments: &[OsString]) -> Result<()> {
         result != 0 && error.raw_os_error() == Some(libc::EAGAIN),
         "the load of {path} ended with {result}, {error}"
     );
-    keep_counters()
+    Ok(())
 }
 
 /// Sets the kernel's counters back. Most kernels have none.

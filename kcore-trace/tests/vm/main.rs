@@ -10,7 +10,6 @@ mod guest;
 mod load;
 mod reference;
 mod script;
-mod sequence;
 mod session;
 mod tool;
 
@@ -321,9 +320,14 @@ const CASES: &[Case] = &[
     )
     .with_module(),
     case("fentry_counts_trylocks_as_taken", blocks::fentry_trylocks).with_module(),
-    case("fentry_tells_the_context_of_a_lock", audit::fentry_contexts)
-        .alone()
-        .with_module(),
+    case(
+        "fentry_keeps_the_stacks_of_the_longest_waits",
+        inside::fentry_stacks,
+    )
+    .parallel()
+    .for_every_type(),
+    case("fentry_flags_nothing_that_tasks_do", audit::fentry_tasks).for_every_type(),
+    case("fentry_tells_the_context_of_a_lock", audit::fentry_contexts).with_module(),
     case(
         "a_free_in_an_interrupt_is_seen_and_put_off",
         audit::deferred_frees,
@@ -334,15 +338,7 @@ const CASES: &[Case] = &[
         "a_block_is_taken_in_an_rcu_read_section",
         audit::blocks_under_rcu,
     )
-    .alone()
     .with_module(),
-    case(
-        "fentry_keeps_the_stacks_of_the_longest_waits",
-        inside::fentry_stacks,
-    )
-    .parallel()
-    .for_every_type(),
-    case("fentry_flags_nothing_that_tasks_do", audit::fentry_tasks).for_every_type(),
     case("what_happens_inside_can_be_left_out", inside::left_out).alone(),
     case("a_guard_reduces_the_level_step_by_step", guard::reduces).parallel(),
 ];

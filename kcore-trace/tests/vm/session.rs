@@ -9,7 +9,7 @@
 //! those are listed that are longer than others before.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread::sleep;
@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kcore_trace::recording::Recording;
 use kcore_trace::snapshot;
 
-use crate::tool::{self, Load, Report};
+use crate::tool::{self, Flags, Report};
 
 /// Reading the counters takes an emulated CPU some hundredths of a second.
 const INTERVAL: &str = "150ms";
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 static SESSION: Mutex<Option<Session>> = Mutex::new(None);
 
 struct Session {
-    flags: Vec<&'static str>,
+    flags: Flags,
     recorder: Child,
     recording: PathBuf,
     /// What it writes to stderr.
@@ -42,7 +42,7 @@ struct Session {
 }
 
 /// Records a load with these flags, by the recorder that runs if it has the same.
-pub(crate) fn record(flags: &[&'static str], load: &Load) -> Result<Report> {
+pub(crate) fn record(flags: Flags, load: &[&str]) -> Result<Report> {
     let mut session = SESSION
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -65,7 +65,7 @@ pub(crate) fn end() -> Result<()> {
 }
 
 impl Session {
-    fn start(flags: &[&'static str]) -> Result<Self> {
+    fn start(flags: Flags) -> Result<Self> {
         let recording = tool::fresh("session");
         let said = recording.with_extension("said");
         let path = recording.to_str().context("a path that is not UTF-8")?;
@@ -83,19 +83,20 @@ impl Session {
         let mut command = tool::command(&args);
         command.stdout(Stdio::null()).stderr(File::create(&said)?);
         let mut session = Self {
-            flags: flags.to_vec(),
+            flags,
             recorder: command.spawn()?,
             recording,
             said,
         };
         session.until(|recorded_ns| recorded_ns > 0)?;
         session.until_read()?;
+        has_its_own_extremes(&Recording::open(&session.recording)?)?;
         // For whoever reads the console of a failed boot.
         println!("{}", session.complaint());
         Ok(session)
     }
 
-    fn record(&mut self, load: &Load) -> Result<Report> {
+    fn record(&mut self, load: &[&str]) -> Result<Report> {
         let from_ns = self.recorded_ns()?;
         println!("load: {}", load.join(" "));
         let output = Command::new(tool::EXE)
@@ -108,6 +109,7 @@ impl Session {
             tool::complaint(&output)
         );
         let to_ns = self.until_read()?;
+        has_its_own_extremes(&Recording::open(&self.recording)?)?;
         let (from, to) = (format!("{from_ns}ns"), format!("{to_ns}ns"));
         let path = self
             .recording
@@ -157,7 +159,8 @@ impl Session {
     }
 
     fn complaint(&self) -> String {
-        read(&self.said)
+        let said = fs::read_to_string(&self.said).unwrap_or_default();
+        said.trim().to_owned()
     }
 
     fn end(mut self) -> Result<()> {
@@ -166,14 +169,6 @@ impl Session {
         ensure!(status.success(), "{status}: {}", self.complaint());
         let recording = Recording::open(&self.recording)?;
         ensure!(recording.is_complete(), "the recording has no end");
-        for (key, cell) in &recording.total.cells {
-            for times in [&cell.wait, &cell.hold] {
-                ensure!(
-                    times.max_ns().unwrap_or(0) <= times.sum_ns(),
-                    "an extreme from before the beginning: {key:?}, {cell:?}"
-                );
-            }
-        }
         Ok(())
     }
 }
@@ -188,9 +183,16 @@ impl Drop for Session {
     }
 }
 
-fn read(path: &Path) -> String {
-    fs::read_to_string(path)
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
+/// Extremes are set back when measuring begins, so that none is beyond the sum of all samples. Asked of a
+/// short recording most of all: an excerpt's are narrowed, and a sum grows.
+fn has_its_own_extremes(recording: &Recording) -> Result<()> {
+    for (key, cell) in &recording.total.cells {
+        for times in [&cell.wait, &cell.hold] {
+            ensure!(
+                times.max_ns().unwrap_or(0) <= times.sum_ns(),
+                "an extreme from before the beginning: {key:?}, {cell:?}"
+            );
+        }
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::load as load_module;
-use crate::{guest, reference, sequence, session};
+use crate::{guest, reference, session};
 
 /// Where the tool of this binary can be run from.
 pub(crate) const EXE: &str = "/proc/self/exe";
@@ -23,6 +23,9 @@ pub(crate) fn command(args: &[&str]) -> Command {
     command.arg(guest::TOOL).args(args).stdin(Stdio::null());
     command
 }
+
+/// What a recorder is told.
+pub(crate) type Flags = &'static [&'static str];
 
 /// Runs the tool to its end.
 pub(crate) fn run(args: &[&str]) -> Result<Output> {
@@ -101,55 +104,31 @@ pub(crate) mod load {
     }
 }
 
-/// The arguments of this binary for a load.
-pub(crate) type Load = Vec<String>;
+/// Records the shared load once for these flags; an error names what the tool complained of.
+pub(crate) fn recorded(flags: Flags) -> Result<Report> {
+    static DONE: Mutex<BTreeMap<&[&str], Result<Report, String>>> = Mutex::new(BTreeMap::new());
+    let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let recorded = done.entry(flags).or_insert_with(|| {
+        recorded_load(flags, &load::arguments()).map_err(|error| format!("{error:#}"))
+    });
+    recorded.clone().map_err(anyhow::Error::msg)
+}
 
-/// A load of the tool's own.
-pub(crate) fn stress(arguments: &[&str]) -> Load {
-    words(&[&[guest::TOOL, "stress"], arguments])
+/// Records a load of `stress` with these flags.
+pub(crate) fn recorded_load(flags: Flags, load: &[&str]) -> Result<Report> {
+    session::record(flags, &[&[guest::TOOL, "stress"], load].concat())
 }
 
 /// The same, with the events of the reference on meanwhile.
-pub(crate) fn watched_stress(arguments: &[&str]) -> Load {
-    words(&[&[reference::WATCHED, "stress"], arguments])
+pub(crate) fn recorded_watched(flags: Flags, load: &[&str]) -> Result<Report> {
+    session::record(flags, &[&[reference::WATCHED, "stress"], load].concat())
 }
 
-/// The load that a module is.
-pub(crate) fn module(file: &str, parameters: &[&str]) -> Load {
-    words(&[&[load_module::MODULE, file], parameters])
-}
-
-/// One load after the other.
-pub(crate) fn each(loads: &[Load]) -> Load {
-    let loads = loads.join(&sequence::THEN.to_owned());
-    [vec![sequence::EACH.to_owned()], loads].concat()
-}
-
-fn words(parts: &[&[&str]]) -> Load {
-    parts
-        .concat()
-        .iter()
-        .map(|word| (*word).to_owned())
-        .collect()
-}
-
-/// What is recorded of the shared load with these flags.
-pub(crate) fn recorded_shared(flags: &[&'static str]) -> Result<Report> {
-    recorded_once(flags, stress(&load::arguments()))
-}
-
-/// Records this load with these flags once, however many cases look at it; an error names what the
-/// tool complained of.
-pub(crate) fn recorded_once(flags: &[&'static str], load: Load) -> Result<Report> {
-    type Done = BTreeMap<(Vec<&'static str>, Load), Result<Report, String>>;
-    static DONE: Mutex<Done> = Mutex::new(Done::new());
-    let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let recorded = done
-        .entry((flags.to_vec(), load))
-        .or_insert_with_key(|(flags, load)| {
-            session::record(flags, load).map_err(|error| format!("{error:#}"))
-        });
-    recorded.clone().map_err(anyhow::Error::msg)
+/// Records the load that a module is, with these flags.
+pub(crate) fn recorded_module(flags: Flags, module: &str, parameters: &[String]) -> Result<Report> {
+    let mut load = vec![load_module::MODULE, module];
+    load.extend(parameters.iter().map(String::as_str));
+    session::record(flags, &load)
 }
 
 /// A report, as its JSON.

@@ -1,9 +1,9 @@
 //! The VM lab: emulated machines, the kernels that they boot, and what is run on them.
 //!
 //! [`kernels`] are Debian's own, [`build`] makes others of one source; [`cases`] runs the tests on
-//! them unless [`passed`] says that it did before, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured;
+//! them, [`run`] the [`workloads`] of a comparison, and [`report`] shows what it measured;
 //! [`selftest`] compares kernels with themselves. [`qemu`], [`initramfs`], [`artefacts`],
-//! [`protocol`] and [`schedule`] are the machinery.
+//! [`protocol`], [`schedule`] and [`passed`] are the machinery.
 
 pub(crate) mod artefacts;
 pub(crate) mod build;

@@ -6,7 +6,7 @@
 //! what is left behind by any other end, or by a boot of other cases, is booted again.
 
 use std::{
-    fs::{self, File},
+    fs,
     hash::{DefaultHasher, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
@@ -24,7 +24,8 @@ const FOLDER: &str = "passed";
 /// What all boots of a run have in common.
 pub(super) struct Common {
     folder: PathBuf,
-    /// Of the emulator's version and of the initramfs.
+    /// Of the emulator's version and of the initramfs. Another release of Rust may hash otherwise, and
+    /// then everything is booted again.
     hasher: DefaultHasher,
 }
 
@@ -73,12 +74,7 @@ impl Mark {
     /// How long ago the same passed; nothing if it did not, or if something else was booted since.
     pub(super) fn age(&self) -> Option<Duration> {
         let digest = fs::read_to_string(&self.file).ok()?;
-        let passed = File::open(&self.file)
-            .ok()?
-            .metadata()
-            .ok()?
-            .modified()
-            .ok()?;
+        let passed = fs::metadata(&self.file).ok()?.modified().ok()?;
         (digest == self.digest).then(|| passed.elapsed().unwrap_or_default())
     }
 

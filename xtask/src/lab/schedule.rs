@@ -1,7 +1,7 @@
 //! Which boots run at the same time.
 //!
 //! In: a list of boots. Out: the result of each, in the order of completion.
-//! One more runs at once than a small host has cores: the emulator runs all CPUs
+//! Twice as many run at once as a small host has cores: the emulator runs all CPUs
 //! of a guest in one thread, and a guest that detaches programs waits for most of
 //! that time.
 

@@ -7,10 +7,10 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::churn::{AUDIT_AND_STACKS, by_kprobe, equal, fentry, kprobe};
+use super::churn::{AUDIT_AND_STACKS, by_kprobe, equal, kprobe_flags};
 use crate::guest::{Guest, Outcome};
-use crate::session;
-use crate::tool::{self, Report};
+use crate::load;
+use crate::tool::{self, Flags, Report};
 
 const LOOPS: u64 = 100;
 
@@ -18,7 +18,7 @@ const LOOPS: u64 = 100;
 const WHILE_READING: u64 = 50;
 
 pub(crate) fn fentry_tasks(_: &mut Guest) -> Result<Outcome> {
-    tasks(&tool::recorded_shared(AUDIT_AND_STACKS)?)
+    tasks(&tool::recorded(AUDIT_AND_STACKS)?)
 }
 
 pub(crate) fn kprobe_tasks(guest: &mut Guest) -> Result<Outcome> {
@@ -101,15 +101,15 @@ pub(crate) fn refused(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_contexts(guest: &mut Guest) -> Result<Outcome> {
-    contexts(guest, fentry(guest), &[])
+    contexts(guest, AUDIT_AND_STACKS, &[])
 }
 
 pub(crate) fn kprobe_contexts(guest: &mut Guest) -> Result<Outcome> {
-    contexts(guest, kprobe(guest), &["interrupts-off"])
+    contexts(guest, kprobe_flags(guest), &["interrupts-off"])
 }
 
 /// Looks an area up in each context that there is.
-fn contexts(guest: &Guest, flags: &[&'static str], with_flags: &[&'static str]) -> Result<Outcome> {
+fn contexts(guest: &Guest, flags: Flags, with_flags: &[&'static str]) -> Result<Outcome> {
     let module = guest.module("contexts")?;
     let find = symbol("find_vm_area")?;
     let off_in_interrupts = [&["hardirq"], with_flags].concat();
@@ -123,14 +123,18 @@ fn contexts(guest: &Guest, flags: &[&'static str], with_flags: &[&'static str]) 
     if !with_flags.is_empty() {
         contexts.push(("irqs", with_flags));
     }
-    let (find, loops) = (format!("find={find}"), format!("loops={LOOPS}"));
-    let in_context = contexts.iter().map(|(context, _)| {
-        let context = format!("context={context}");
-        tool::module(&module, &[&find, &context, &loops])
-    });
-    let in_tasks = tool::module(&module, &[&find, &loops]);
-    let loads: Vec<_> = in_context.chain([in_tasks]).collect();
-    let report = session::record(flags, &tool::each(&loads))?;
+    let mut parameters = Vec::new();
+    for (context, _) in &contexts {
+        let load = [
+            format!("find={find}"),
+            format!("context={context}"),
+            format!("loops={LOOPS}"),
+        ];
+        parameters.extend(load);
+        parameters.push(load::THEN.into());
+    }
+    parameters.extend([format!("find={find}"), format!("loops={LOOPS}")]);
+    let report = tool::recorded_module(flags, &module, &parameters)?;
     let lock = report.index_lock();
     let found = |row: &Value, contexts: &[&str]| {
         row["lock"] == lock && row["op"] == "find" && is_in(row, contexts)
@@ -168,7 +172,15 @@ fn contexts(guest: &Guest, flags: &[&'static str], with_flags: &[&'static str]) 
 }
 
 pub(crate) fn deferred_frees(guest: &mut Guest) -> Result<Outcome> {
-    let report = freed_and_mapped(guest)?;
+    let module = guest.module("contexts")?;
+    let parameters = [
+        "context=softirq".into(),
+        format!("loops={LOOPS}"),
+        load::THEN.into(),
+        "context=hardirq".into(),
+        format!("loops={LOOPS}"),
+    ];
+    let report = tool::recorded_module(AUDIT_AND_STACKS, &module, &parameters)?;
     // The kernel frees its own programs in softirqs too.
     for (context, others) in [("softirq", 20), ("hardirq", 0)] {
         let freed = calls(&report, |row| {
@@ -181,30 +193,15 @@ pub(crate) fn deferred_frees(guest: &mut Guest) -> Result<Outcome> {
     }
     // What is put off is freed by a task.
     for verdict in report.rows_of(&["audit", "verdicts"]) {
-        ensure!(
-            verdict["atomic"] == 0 || verdict["lock"] == "vmap_block.lock",
-            "{verdict}"
-        );
+        ensure!(verdict["atomic"] == 0, "{verdict}");
     }
     Ok(Outcome::Passed)
 }
 
-/// Frees in interrupts, and then blocks: no other lock is taken where it must not sleep.
-fn freed_and_mapped(guest: &Guest) -> Result<Report> {
-    let (contexts, vmap_ram) = (guest.module("contexts")?, guest.module("vmap_ram")?);
-    let loops = format!("loops={LOOPS}");
-    let freed = |context| tool::module(&contexts, &[context, &loops]);
-    let loads = [
-        freed("context=softirq"),
-        freed("context=hardirq"),
-        tool::module(&vmap_ram, &["loops=200"]),
-    ];
-    tool::recorded_once(fentry(guest), tool::each(&loads))
-}
-
 /// What syzbot found when the lock of a block was a mutex: `vb_alloc` takes it in an RCU read section.
 pub(crate) fn blocks_under_rcu(guest: &mut Guest) -> Result<Outcome> {
-    let report = freed_and_mapped(guest)?;
+    let module = guest.module("vmap_ram")?;
+    let report = tool::recorded_module(AUDIT_AND_STACKS, &module, &["loops=200".into()])?;
     let verdict = verdict(&report, "vmap_block.lock")?;
     ensure!(verdict["legal_as_mutex"] == false, "{verdict}");
     for op in ["map_ram", "unmap_aliases"] {

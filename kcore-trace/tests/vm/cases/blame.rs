@@ -6,10 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::churn::{by_fentry, by_kprobe, fentry};
+use super::churn::{by_fentry, by_kprobe, fentry_flags};
 use crate::guest::{Guest, Outcome};
 use crate::reference::{Part, Reference, Shares};
-use crate::session;
 use crate::tool::{self, Report};
 
 /// Waits that end between the two reads of cells and holders.
@@ -24,7 +23,7 @@ const WRITERS: &[&str] = &["--maps", "4", "--ops", "300"];
 
 /// Records a load of its own at level full.
 fn recorded(guest: &Guest, load: &[&str]) -> Result<Report> {
-    session::record(fentry(guest), &tool::stress(load))
+    tool::recorded_load(fentry_flags(guest), load)
 }
 
 fn rows(report: &Report) -> impl Iterator<Item = &Value> {
@@ -236,7 +235,7 @@ fn seen(guest: &Guest, load: &[&str]) -> Result<(Report, Shares)> {
         return Ok((recorded(guest, load)?, Shares::default()));
     }
     let reference = Reference::new()?;
-    let report = session::record(fentry(guest), &tool::watched_stress(load))?;
+    let report = tool::recorded_watched(fentry_flags(guest), load)?;
     Ok((report, reference.shares()?))
 }
 

@@ -6,9 +6,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::churn::{equal, fentry, kprobe, may_lack};
+use super::churn::{equal, fentry_flags, kprobe_flags, may_lack};
 use crate::guest::{Guest, Outcome};
-use crate::tool::{self, Report};
+use crate::tool::{self, Flags, Report};
 
 const LOOPS: u64 = 500;
 const THREADS: u64 = 2;
@@ -19,23 +19,17 @@ const DUMPS: u64 = 20;
 /// CPU has its own.
 const OTHER_BLOCKS: u64 = 40;
 
-/// Look-ups of areas while two modules are loaded: for their memory's protection.
-const OTHER_LOOKUPS: u64 = 20;
+/// Look-ups of areas while a module is loaded: for its memory's protection.
+const OTHER_LOOKUPS: u64 = 10;
 
-/// Blocks, and then trylocks.
-fn recorded(guest: &Guest, flags: &[&'static str]) -> Result<Report> {
+fn recorded(guest: &Guest, flags: Flags, parameters: &[String]) -> Result<Report> {
     let module = guest.module("vmap_ram")?;
-    let (loops, threads) = (format!("loops={LOOPS}"), format!("threads={THREADS}"));
-    let dumps = format!("dumps={DUMPS}");
-    let loads = [
-        tool::module(&module, &[&loops, &threads]),
-        tool::module(&module, &["loops=0", &dumps]),
-    ];
-    tool::recorded_once(flags, tool::each(&loads))
+    tool::recorded_module(flags, &module, parameters)
 }
 
-fn blocks(guest: &Guest, flags: &[&'static str]) -> Result<Outcome> {
-    let report = recorded(guest, flags)?;
+fn blocks(guest: &Guest, flags: Flags) -> Result<Outcome> {
+    let parameters = [format!("loops={LOOPS}"), format!("threads={THREADS}")];
+    let report = recorded(guest, flags, &parameters)?;
     let lack = may_lack(&report);
     for op in ["map_ram", "unmap_ram"] {
         let count = report.op(op);
@@ -66,15 +60,15 @@ fn blocks(guest: &Guest, flags: &[&'static str]) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_blocks(guest: &mut Guest) -> Result<Outcome> {
-    blocks(guest, fentry(guest))
+    blocks(guest, fentry_flags(guest))
 }
 
 pub(crate) fn kprobe_blocks(guest: &mut Guest) -> Result<Outcome> {
-    blocks(guest, kprobe(guest))
+    blocks(guest, kprobe_flags(guest))
 }
 
-fn trylocks(guest: &Guest, flags: &[&'static str]) -> Result<Outcome> {
-    let report = recorded(guest, flags)?;
+fn trylocks(guest: &Guest, flags: Flags) -> Result<Outcome> {
+    let report = recorded(guest, flags, &["loops=0".into(), format!("dumps={DUMPS}")])?;
     let find = |what| report.sum("vmap_area_lock", Some("find"), Some("read"), what);
     // Loading the module looks areas up too, and a trylock may fail.
     let tried = find("acquisitions") + find("try_failed");
@@ -94,9 +88,9 @@ fn trylocks(guest: &Guest, flags: &[&'static str]) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_trylocks(guest: &mut Guest) -> Result<Outcome> {
-    trylocks(guest, fentry(guest))
+    trylocks(guest, fentry_flags(guest))
 }
 
 pub(crate) fn kprobe_trylocks(guest: &mut Guest) -> Result<Outcome> {
-    trylocks(guest, kprobe(guest))
+    trylocks(guest, kprobe_flags(guest))
 }

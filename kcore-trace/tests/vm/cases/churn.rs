@@ -9,17 +9,17 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::guest::{Guest, Outcome};
-use crate::tool::{self, Report, load};
+use crate::tool::{self, Flags, Report, load};
 
-const FENTRY: &[&str] = &["--hooks", "fentry", "-v"];
+const FENTRY: Flags = &["--hooks", "fentry", "-v"];
 /// What an audit sees, and the stacks of waits, which have nothing to do with each other.
-pub(super) const AUDIT_AND_STACKS: &[&str] = &["--hooks", "fentry", "--audit", "--stacks", "-v"];
+pub(super) const AUDIT_AND_STACKS: Flags = &["--hooks", "fentry", "--audit", "--stacks", "-v"];
 /// With stacks and diagnostics, so that what is compiled out otherwise is verified too.
-const KPROBE: &[&str] = &["--hooks", "kprobe", "--stacks", "-vv"];
-const KPROBE_AND_AUDIT: &[&str] = &["--hooks", "kprobe", "--stacks", "--audit", "-vv"];
-const CONTENDED_FENTRY: &[&str] = &["--hooks", "fentry", "--level", "contended", "-v"];
-const CONTENDED_KPROBE: &[&str] = &["--hooks", "kprobe", "--level", "contended", "-v"];
-const TRACEPOINT: &[&str] = &["--hooks", "tracepoint"];
+const KPROBE: Flags = &["--hooks", "kprobe", "--stacks", "-vv"];
+const KPROBE_AND_AUDIT: Flags = &["--hooks", "kprobe", "--stacks", "--audit", "-vv"];
+const CONTENDED_FENTRY: Flags = &["--hooks", "fentry", "--level", "contended", "-v"];
+const CONTENDED_KPROBE: Flags = &["--hooks", "kprobe", "--level", "contended", "-v"];
+const TRACEPOINT: Flags = &["--hooks", "tracepoint"];
 
 /// Other vmallocs while the load runs: thread stacks, file tables, BPF programs, the stress
 /// command's own start.
@@ -28,19 +28,19 @@ const BACKGROUND: u64 = 60;
 /// Locks that others take or release while the counters are read, one after the other.
 const WHILE_READING: u64 = 2;
 
-/// The shared load by fentry: with one CPU everything is looked at that can be, with several only what
-/// always is.
+/// The shared load by fentry.
 pub(super) fn by_fentry(guest: &Guest) -> Result<Report> {
-    tool::recorded_shared(fentry(guest))
+    tool::recorded(fentry_flags(guest))
 }
 
-/// The same by kprobe.
+/// The shared load by kprobe.
 pub(super) fn by_kprobe(guest: &Guest) -> Result<Report> {
-    tool::recorded_shared(kprobe(guest))
+    tool::recorded(kprobe_flags(guest))
 }
 
-/// The flags of that.
-pub(super) fn fentry(guest: &Guest) -> &'static [&'static str] {
+/// With one CPU everything is looked at that can be, with several only what always is: each is tried, and
+/// a guest attaches once.
+pub(super) fn fentry_flags(guest: &Guest) -> Flags {
     if guest.cpus() == 1 {
         AUDIT_AND_STACKS
     } else {
@@ -48,7 +48,8 @@ pub(super) fn fentry(guest: &Guest) -> &'static [&'static str] {
     }
 }
 
-pub(super) fn kprobe(guest: &Guest) -> &'static [&'static str] {
+/// The same by kprobe.
+pub(super) fn kprobe_flags(guest: &Guest) -> Flags {
     if guest.cpus() == 1 {
         KPROBE_AND_AUDIT
     } else {
@@ -58,7 +59,7 @@ pub(super) fn kprobe(guest: &Guest) -> &'static [&'static str] {
 
 /// The shared load at level contended by fentry.
 pub(super) fn contended_by_fentry() -> Result<Report> {
-    tool::recorded_shared(CONTENDED_FENTRY)
+    tool::recorded(CONTENDED_FENTRY)
 }
 
 fn at_least(what: &str, count: u64, wanted: u64) -> Result<()> {
@@ -292,7 +293,7 @@ pub(crate) fn contended_fentry(guest: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn contended_kprobe(guest: &mut Guest) -> Result<Outcome> {
-    contended(&tool::recorded_shared(CONTENDED_KPROBE)?, guest)
+    contended(&tool::recorded(CONTENDED_KPROBE)?, guest)
 }
 
 fn contended(report: &Report, guest: &Guest) -> Result<Outcome> {
@@ -323,7 +324,7 @@ fn only_waits(report: &Report) -> Result<()> {
 
 /// The tracepoints' report, or why this kernel has none.
 pub(super) fn by_tracepoint() -> Result<Result<Report, String>> {
-    match tool::recorded_shared(TRACEPOINT) {
+    match tool::recorded(TRACEPOINT) {
         Ok(report) => Ok(Ok(report)),
         Err(error) => {
             let complaint = error.to_string();

@@ -8,9 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::blame::WHILE_READING;
-use super::churn::{AUDIT_AND_STACKS, by_fentry, by_kprobe, fentry, kprobe, may_lack};
-use crate::guest::{Guest, Outcome};
-use crate::session;
+use super::churn::{AUDIT_AND_STACKS, by_fentry, by_kprobe, fentry_flags, kprobe_flags, may_lack};
+use crate::guest::{self, Guest, Outcome};
 use crate::tool::{self, Report};
 
 const READS: u64 = 100;
@@ -21,36 +20,15 @@ const PAGE_BYTES: u64 = 4096;
 const MANY: &[&str] = &["--kcore", "560", "--ops", "1"];
 const MANY_READERS: u64 = 560;
 
-/// A reader's own headers and lists of segments are read into fresh memory too.
-const FAULTS_OF_HEADERS: u64 = 10;
-
-/// Reads into untouched memory, and where the kernel has them the other ways to read: each is told by
-/// its destination.
-fn every_way(guest: &Guest) -> Result<Report> {
-    let via = |via| tool::stress(&["--kcore", "1", "--ops", "100", "--via", via]);
-    let mut loads = vec![tool::stress(UNTOUCHED), via("readv")];
-    if !reads_buffer_by_buffer(guest) {
-        loads.push(via("splice"));
-    }
-    tool::recorded_once(fentry(guest), tool::each(&loads))
-}
-
-/// Up to 5.10 /proc/kcore is read buffer by buffer, and there is no splice.
-fn reads_buffer_by_buffer(guest: &Guest) -> bool {
-    guest.kernel_release().starts_with("5.10.")
-}
-
 pub(crate) fn fentry_faults(guest: &mut Guest) -> Result<Outcome> {
-    faults(&every_way(guest)?, 3)
+    faults(&tool::recorded_load(fentry_flags(guest), UNTOUCHED)?)
 }
 
 pub(crate) fn kprobe_faults(guest: &mut Guest) -> Result<Outcome> {
-    let report = session::record(kprobe(guest), &tool::stress(UNTOUCHED))?;
-    faults(&report, 1)
+    faults(&tool::recorded_load(kprobe_flags(guest), UNTOUCHED)?)
 }
 
-/// So many readers, of which one reads into memory that it never touched.
-fn faults(report: &Report, readers: u64) -> Result<Outcome> {
+fn faults(report: &Report) -> Result<Outcome> {
     let lock = report.index_lock();
     let in_holds = inside(
         report,
@@ -70,9 +48,8 @@ fn faults(report: &Report, readers: u64) -> Result<Outcome> {
     counted(report, "faults with the index locked", in_holds, held)?;
     counted(report, "passes that stopped short", short, retried)?;
     counted(report, "buffers that were faulted in", faulted_in, retried)?;
-    let of_headers = faults
-        .saturating_sub(READS)
-        .min(readers * FAULTS_OF_HEADERS);
+    // The reader's own headers and lists of segments are read into fresh memory too.
+    let of_headers = faults.saturating_sub(READS).min(10);
     counted(report, "faults in reads", faults - of_headers, READS)?;
     Ok(Outcome::Passed)
 }
@@ -88,22 +65,24 @@ fn counted(report: &Report, what: &str, seen: u64, wanted: u64) -> Result<()> {
 }
 
 pub(crate) fn destinations(guest: &mut Guest) -> Result<Outcome> {
-    let report = every_way(guest)?;
-    let into = |what| copies(&report, what);
-    if reads_buffer_by_buffer(guest) {
-        let reads = number(into("ubuf")?, "reads");
-        // Two buffers each, and those of the other load.
-        ensure!(reads >= 3 * READS, "{reads} reads of {READS} by readv");
-        let others = report.rows_of(&["inside", "copies"]);
-        ensure!(
-            others.count() == 1,
-            "all are of buffers: {}",
-            report.0["inside"]
-        );
+    let read = |via: &'static str| {
+        let load = &["--kcore", "1", "--ops", "100", "--via", via];
+        tool::recorded_load(fentry_flags(guest), load)
+    };
+    let several = read("readv")?;
+    if several
+        .rows_of(&["inside", "copies"])
+        .all(|row| row["destination"] == "ubuf")
+    {
+        // Up to 5.10 it is read buffer by buffer, and there is no splice.
+        let reads = number(copies(&several, "ubuf")?, "reads");
+        ensure!(reads >= 2 * READS, "{reads} reads of {READS} by readv");
         return Ok(Outcome::Passed);
     }
-    all_of(&report, into("iovec")?)?;
-    all_of(&report, into("pipe").or_else(|_| into("bvec"))?)?;
+    all_of(&several, copies(&several, "iovec")?)?;
+    let piped = read("splice")?;
+    let into = |what| copies(&piped, what);
+    all_of(&piped, into("pipe").or_else(|_| into("bvec"))?)?;
     let plain = by_fentry(guest)?;
     ensure!(copies(&plain, "ubuf").is_ok(), "nothing is read by read");
     for destination in ["iovec", "pipe", "bvec", "kvec", "other"] {
@@ -189,7 +168,7 @@ fn readers(report: &Report) -> Result<()> {
 }
 
 pub(crate) fn many_readers(guest: &mut Guest) -> Result<Outcome> {
-    let report = session::record(fentry(guest), &tool::stress(MANY))?;
+    let report = tool::recorded_load(fentry_flags(guest), MANY)?;
     let lack = may_lack(&report);
     let reads = of_readers(&report, "reads");
     let all = report.rows_of(&["inside", "copies"]);
@@ -306,7 +285,7 @@ fn stacks(report: &Report, what: &str) -> Result<Vec<usize>> {
 /// A holder leaves its stack where it is known. At the entry of a function stacks can be unwound from
 /// 5.15 on.
 pub(crate) fn fentry_stacks(guest: &mut Guest) -> Result<Outcome> {
-    let report = tool::recorded_shared(AUDIT_AND_STACKS)?;
+    let report = tool::recorded(AUDIT_AND_STACKS)?;
     let depths = stacks(&report, "stack")?;
     ensure!(!depths.contains(&0), "a stack is missing: {depths:?}");
     let depths = stacks(&report, "holder_stack")?;
@@ -348,10 +327,16 @@ pub(crate) fn left_out(_: &mut Guest) -> Result<Outcome> {
     ensure!(inside.is_none(), "{inside:?}");
     let path = tool::fresh("outside");
     let file = path.to_str().context("a path that is not UTF-8")?;
-    let load = tool::stress(&["--maps", "1", "--ops", "10"]);
-    let mut args = vec!["record", "--no-inside", "-o", file, "--", tool::EXE];
-    args.extend(load.iter().map(String::as_str));
-    let output = tool::run(&args)?;
+    let load = [
+        tool::EXE,
+        guest::TOOL,
+        "stress",
+        "--maps",
+        "1",
+        "--ops",
+        "10",
+    ];
+    let output = tool::run(&[&["record", "--no-inside", "-o", file, "--"], &load[..]].concat())?;
     ensure!(output.status.success(), "{}", tool::complaint(&output));
     let report = tool::report(&path)?;
     std::fs::remove_file(&path)?;
