@@ -309,13 +309,23 @@ impl<'a> Objects<'a> {
     }
 }
 
-/// The settings that are wanted and were not taken.
+/// The settings that are wanted, or are to be left out, and were not taken.
 fn not_chosen<'a>(wanted: &'a str, chosen: &str) -> Vec<&'a str> {
-    wanted
-        .lines()
-        .filter(|line| line.starts_with("CONFIG_"))
-        .filter(|line| !chosen.lines().any(|chosen| chosen == *line))
-        .collect()
+    let is_taken = |line: &str| match left_out(line) {
+        // It need not be named at all, if what it belongs to was left out.
+        Some(name) => !chosen.lines().any(|chosen| {
+            chosen
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('='))
+        }),
+        None => !line.starts_with("CONFIG_") || chosen.lines().any(|chosen| chosen == line),
+    };
+    wanted.lines().filter(|line| !is_taken(line)).collect()
+}
+
+/// The name of a setting that is not to be set.
+fn left_out(line: &str) -> Option<&str> {
+    line.strip_prefix("# ")?.strip_suffix(" is not set")
 }
 
 /// Copies kernels to where a user wants them, to boot them elsewhere.
@@ -351,6 +361,18 @@ mod tests {
             ["CONFIG_B=m"]
         );
         assert!(not_chosen(wanted, "CONFIG_B=m\nCONFIG_A=y\n").is_empty());
+    }
+
+    #[test]
+    fn a_setting_that_came_although_it_was_refused_is_named() {
+        let wanted = "# CONFIG_VT is not set\n";
+        assert_eq!(
+            not_chosen(wanted, "CONFIG_VT=y\n"),
+            ["# CONFIG_VT is not set"]
+        );
+        for chosen in ["", wanted, "CONFIG_VT_CONSOLE=y\n"] {
+            assert!(not_chosen(wanted, chosen).is_empty(), "{chosen}");
+        }
     }
 
     #[test]
