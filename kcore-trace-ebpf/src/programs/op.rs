@@ -52,6 +52,11 @@ fn enter(op: Op, function: u32, here: Here, caller: Caller) {
     // SAFETY: the slot and the op in it are map values.
     unsafe {
         let sp = slot::stack_address(here);
+        if let Op::Find = op
+            && slot::looks_up_inside(slot, sp, function)
+        {
+            return;
+        }
         let Some(frame) = slot::outermost(slot, sp, function) else {
             if let Op::Find = op {
                 slot::look_up(slot, sp);

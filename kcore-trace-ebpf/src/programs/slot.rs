@@ -1,4 +1,5 @@
-//! What a task is doing: the op it is in and the locks it holds or waits for.
+//! What a task is doing: the op it is in and the locks it holds or waits for, but for holds that are kept
+//! at the place of the lock ([`super::holder`]).
 //!
 //! A slot is found by a hash of the task's address in a set of four; it stays the task's while no
 //! other needs it. Two tasks may grab the same idle slot at the same moment; the owner is compared
@@ -273,6 +274,24 @@ pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<Live> {
 pub(crate) unsafe fn looks_up(slot: *const Slot, sp: u64) -> bool {
     // SAFETY: the caller says that the slot is valid.
     is_live(unsafe { (*slot).look_up }, sp)
+}
+
+/// A look-up begins inside an op of the same stack: nearly all do, and it is told by less than [`outermost`].
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn looks_up_inside(slot: *mut Slot, sp: u64, function: u32) -> bool {
+    // SAFETY: the caller says that the slot is valid.
+    unsafe {
+        let outer = &raw const (*slot).ops[0];
+        let frame = (*outer).frame;
+        let inside = frame > sp && same_stack(frame, sp) && (*outer).function != function;
+        if inside {
+            (*slot).look_up = sp;
+        }
+        inside
+    }
 }
 
 /// A look-up begins inside another op.
