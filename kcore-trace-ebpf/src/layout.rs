@@ -138,18 +138,94 @@ pub struct BlameRow {
 
 const _: () = assert!(size_of::<BlameRow>() == 320);
 
-/// Where it is kept who holds a lock: places that are found by the lock's address.
+/// Who holds a lock, or had it last: a place of its own cache line, so that the holders of two locks do
+/// not disturb each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Place {
+    /// The number of the latest turn, twice, and one more while it goes on.
+    pub latest: u32,
+    /// The lock's [`blame::name`]; zero if there was no turn.
+    pub name: u32,
+    /// The cell of the latest turn.
+    pub cell: u32,
+    /// The row of its reader, plus one; zero if it is none.
+    pub reader: u32,
+    /// The task of the latest turn: process and thread, in the upper and the lower half, or the address of
+    /// its `task_struct`, of which the highest bit is set.
+    pub task: u64,
+    /// When it began, where the hold is kept here and not by its task; else zero.
+    pub since_ns: u64,
+    /// How many share it, by our own count: of two readers that leave together each would see the
+    /// other in the lock's.
+    pub sharing: u32,
+    /// Where the last task that asked who is next waits; zero if nobody does.
+    pub asking: u32,
+    /// The turn that somebody waits for. Kept where stacks are.
+    pub waited_for: u32,
+    pub unused: u32,
+}
+
+impl Place {
+    /// One of a lock that was never taken.
+    pub const NEVER: Self = Self {
+        latest: 0,
+        name: 0,
+        cell: 0,
+        reader: 0,
+        task: 0,
+        since_ns: 0,
+        sharing: 0,
+        asking: 0,
+        waited_for: 0,
+        unused: 0,
+    };
+
+    /// The cell of a hold that is kept here and goes on.
+    pub const fn holds(&self) -> Option<u32> {
+        match self.latest & 1 != 0 && self.since_ns != 0 {
+            true => Some(self.cell),
+            false => None,
+        }
+    }
+}
+
+/// Of every lock.
+pub type Holders = [Place; holder::PLACES];
+
+/// Where it is kept who holds a lock: a spinlock that has a fixed address has a place of its own, by its
+/// role, and the locks of nodes by the number of the node; all others are found by a hash.
 pub mod holder {
     use super::blame::SPINLOCK_BITS;
+    use super::node;
+    use crate::words::Lock;
 
-    const PLACE_BITS: u32 = 10;
-    pub const PLACES: usize = 1 << PLACE_BITS;
+    const HASH_BITS: u32 = 9;
+    /// Those of [`fixed`] locks, of which nodes may have 128 times three, and as many for all others.
+    pub const PLACES: usize = 2 << HASH_BITS;
+    /// The first place of a node's lock.
+    const NODES: u64 = Lock::COUNT as u64;
 
-    /// The place of a lock. Locks at equal distances, such as those of nodes, are spread evenly.
+    const _: () = assert!(NODES as usize + 128 * node::LOCKS.len() <= 1 << HASH_BITS);
+
+    /// The place of a spinlock that has a fixed address and belongs to no node.
     #[inline(always)]
-    pub const fn place(address: u64) -> u64 {
+    pub const fn fixed(lock: u64) -> u64 {
+        lock
+    }
+
+    /// The place of a node's lock, by the number of its role.
+    #[inline(always)]
+    pub const fn of_node(node: u64, lock: u64) -> u64 {
+        NODES + node::counters(node, lock.wrapping_sub(node::LOCKS[0] as u64))
+    }
+
+    /// The place of another lock.
+    #[inline(always)]
+    pub const fn hashed(address: u64) -> u64 {
         // 2^64 over the golden ratio; the upper bits of the product are those that all others move.
-        (address >> SPINLOCK_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PLACE_BITS)
+        let product = (address >> SPINLOCK_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (1 << HASH_BITS) + (product >> (64 - HASH_BITS))
     }
 }
 
@@ -186,17 +262,17 @@ pub mod blame {
     /// log2 of the size of a spinlock, the smallest lock: two of them can stand side by side.
     pub const SPINLOCK_BITS: u32 = 2;
 
-    /// What tells a lock from others, in the upper half of a word: locks have it in common if they
-    /// are a multiple of 16 GiB apart, which none of one kernel's image are.
+    /// What tells a lock from others: locks have it in common if they are a multiple of 16 GiB apart,
+    /// which none of one kernel's image are.
     #[inline(always)]
-    pub const fn name(address: u64) -> u64 {
-        address >> SPINLOCK_BITS << 32
+    pub const fn name(address: u64) -> u32 {
+        (address >> SPINLOCK_BITS) as u32
     }
 
     /// A turn of a lock, never zero.
     #[inline(always)]
     pub const fn turn(address: u64, number: u16) -> u64 {
-        name(address) | 1 << 16 | number as u64
+        (name(address) as u64) << 32 | 1 << 16 | number as u64
     }
 
     /// The purpose of a cell.
@@ -871,7 +947,13 @@ pub mod flag {
     pub const FREES_READ: usize = 10;
     /// A program may ask for an argument whatever its type.
     pub const ARGUMENT_HELPER: usize = 11;
-    pub const COUNT: usize = 12;
+    /// Holds of spinlocks that have a fixed address are kept at the [`Place`] of the lock, not by tasks.
+    ///
+    /// [`Place`]: super::Place
+    pub const HOLDS_AT_PLACE: usize = 12;
+    /// Offset of `task_struct.pid`, which `tgid` follows, plus one; zero where it is not known.
+    pub const TASK_IDS: usize = 13;
+    pub const COUNT: usize = 14;
 }
 
 /// Bytes at the head of a function within which the call to its tracer returns.
@@ -921,7 +1003,7 @@ mod tests {
     use super::node::{counters, number, reciprocal};
     use super::{
         AuditTable, BlameRow, CellCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters,
-        RareCounters, WorstStacks, WorstTable, audit, blame, holder, node, reader,
+        Place, RareCounters, WorstStacks, WorstTable, audit, blame, holder, node, reader,
     };
     use crate::words::{self, Lock, Mode, Op, Source, cell};
 
@@ -956,19 +1038,58 @@ mod tests {
     }
 
     #[test]
-    fn locks_of_many_nodes_seldom_share_a_place() {
-        // `struct vmap_node` of Debian's 6.12; `vmap_nodes` is allocated.
-        let (nodes, size, [busy, lazy, pool]) = (128, 6272, [6176, 6208, 6144]);
-        for first in [0xffff_8881_0040_0000_u64, 0xffff_9a3c_8021_0000] {
-            let places =
-                |lock: u64| (0..nodes).map(move |n| holder::place(first + n * size + lock));
-            let distinct: BTreeSet<u64> = places(busy).collect();
-            assert_eq!(distinct.len(), 128);
-            let all = [busy, lazy, pool].into_iter().flat_map(places);
-            let distinct: BTreeSet<u64> = all.collect();
-            assert!(distinct.len() > 340, "{} of 384", distinct.len());
+    fn spinlocks_with_a_fixed_address_have_a_place_each() {
+        let of_nodes =
+            (0..128).flat_map(|node| node::LOCKS.map(|lock| holder::of_node(node, lock as u64)));
+        let others = Lock::ALL.iter().filter(|lock| !node::LOCKS.contains(lock));
+        let mut seen = BTreeSet::new();
+        for place in of_nodes.chain(others.map(|&lock| holder::fixed(lock as u64))) {
+            assert!(seen.insert(place), "{place}");
+        }
+        let least = (0..4096)
+            .map(|n| holder::hashed(0xffff_8881_0040_0000 + 4 * n))
+            .min();
+        assert!(seen.last().copied() < least);
+    }
+
+    #[test]
+    fn locks_of_many_blocks_are_spread() {
+        // `struct vmap_block` is allocated; a cache line or more lies between two.
+        let places = |size: u64| {
+            let blocks = (0..256).map(move |n| holder::hashed(0xffff_8881_0040_0000 + n * size));
+            blocks.collect::<BTreeSet<u64>>()
+        };
+        for size in [64, 192, 256, 6272] {
+            let distinct = places(size);
+            assert!(
+                distinct.len() > 200,
+                "{} of 256, {size} apart",
+                distinct.len()
+            );
             assert!(distinct.iter().all(|place| *place < holder::PLACES as u64));
         }
+    }
+
+    #[test]
+    fn a_place_tells_whether_a_hold_is_kept_there() {
+        let going_on = Place {
+            latest: 3,
+            cell: 7,
+            since_ns: 1,
+            ..Place::NEVER
+        };
+        assert_eq!(going_on.holds(), Some(7));
+        let over = Place {
+            latest: 4,
+            ..going_on
+        };
+        assert_eq!(over.holds(), None);
+        let kept_by_the_task = Place {
+            since_ns: 0,
+            ..going_on
+        };
+        assert_eq!(kept_by_the_task.holds(), None);
+        assert_eq!(Place::NEVER.holds(), None);
     }
 
     #[test]
@@ -976,7 +1097,7 @@ mod tests {
         // `free_vmap_area_lock` and `vmap_area_lock` of a 6.1 build.
         let [free, busy] = [0xffff_ffff_821b_58f8, 0xffff_ffff_821b_58fc].map(blame::name);
         assert_ne!(free, busy);
-        assert_eq!((free as u32, busy as u32), (0, 0));
+        assert!(free != 0 && busy != 0);
     }
 
     #[test]

@@ -16,9 +16,9 @@ use aya::Ebpf;
 use aya::maps::Array;
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, ActiveCells, AuditRow, AuditTable, BlameRow, CellCounters,
-    CopyCounters, CpuCounters, Durations, InsideCounters, NodeCounters, OpCounters, RareCounters,
-    ReaderRow, SLOT_WAYS, Slot, SlotSet, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame,
-    miss, node, state,
+    CopyCounters, CpuCounters, Durations, Holders, InsideCounters, NodeCounters, OpCounters,
+    RareCounters, ReaderRow, SLOT_WAYS, Slot, SlotSet, Stack, WORST, WorstStacks, WorstTable,
+    WorstWait, blame, miss, node, state,
 };
 use kcore_trace_ebpf::words::{Destination, Op, cell};
 
@@ -49,14 +49,33 @@ pub struct Counters {
 
 /// The section of the programs that says which cells occur.
 const ACTIVE: &str = ".bss.active";
+/// The section of the programs that says who holds a lock.
+const HOLDERS: &str = ".bss.holders";
 
 /// A value of the contract, for reading a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Active(ActiveCells);
+struct Whole<T>(T);
 
 // SAFETY: an array of integers.
-unsafe impl aya::Pod for Active {}
+unsafe impl aya::Pod for Whole<ActiveCells> {}
+// SAFETY: an array of structs of integers.
+unsafe impl aya::Pod for Whole<Holders> {}
+
+/// The only value of a section, by a system call.
+fn section<T>(object: &Ebpf, name: &str) -> Result<T>
+where
+    Whole<T>: aya::Pod,
+{
+    let map = object
+        .map(name)
+        .with_context(|| format!("no map `{name}`"))?;
+    let map: Array<_, Whole<T>> = Array::try_from(map)?;
+    let Whole(value) = map
+        .get(&0, 0)
+        .with_context(|| format!("failed to read `{name}`"))?;
+    Ok(value)
+}
 
 /// A cell over all CPUs. Extremes are those since the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,12 +142,9 @@ impl Counters {
         self.cpus.iter().take(self.looked_at)
     }
 
-    /// Looks for cells that have counted something for the first time, by a system call.
+    /// Looks for cells that have counted something for the first time.
     pub fn look_for_cells(&mut self, object: &Ebpf) -> Result<()> {
-        let map = object.map(ACTIVE);
-        let map = map.with_context(|| format!("no map `{ACTIVE}`"))?;
-        let map: Array<_, Active> = Array::try_from(map)?;
-        let Active(active) = map.get(&0, 0).context("failed to look for cells")?;
+        let active: ActiveCells = section(object, ACTIVE)?;
         for (index, &active) in active.iter().enumerate() {
             if active != 0 {
                 self.look_at(index)?;
@@ -153,8 +169,8 @@ impl Counters {
     }
 
     /// From here on looks at the cells of holds that are going on.
-    pub fn look_at_held(&mut self) -> Result<()> {
-        let (_, holds) = self.in_flight();
+    pub fn look_at_held(&mut self, object: &Ebpf) -> Result<()> {
+        let (_, holds) = self.in_flight(object)?;
         holds.into_iter().try_for_each(|cell| self.look_at(cell))
     }
 
@@ -375,8 +391,10 @@ impl Counters {
 
     /// Waits and holds that are going on, and the cells of the latter: the first hold of a cell is counted
     /// before the cell is said to occur.
-    pub fn in_flight(&self) -> (u64, Vec<usize>) {
-        let (mut waits, mut holds) = (0, Vec::new());
+    pub fn in_flight(&self, object: &Ebpf) -> Result<(u64, Vec<usize>)> {
+        let places: Holders = section(object, HOLDERS)?;
+        let kept = places.iter().filter_map(|place| place.holds());
+        let (mut waits, mut holds) = (0, kept.map(|cell| cell as usize).collect::<Vec<_>>());
         let first = |set: *mut SlotSet| set.cast::<Slot>();
         let slots = self.tasks.iter().flat_map(|set| {
             (0..SLOT_WAYS).map(move |way| {
@@ -400,7 +418,7 @@ impl Counters {
                 }
             }
         }
-        (waits, holds)
+        Ok((waits, holds))
     }
 
     /// Gives histograms to series, as long as there are some.

@@ -198,6 +198,17 @@ impl Session {
         counters.look_for_cells(&self.object)
     }
 
+    /// Has the counters look at the cells of holds that are going on.
+    pub(crate) fn look_at_held(&self, counters: &mut Counters) -> Result<()> {
+        counters.look_at_held(&self.object)
+    }
+
+    /// How many waits and holds are going on.
+    pub(crate) fn in_flight(&self, counters: &Counters) -> Result<(u64, u64)> {
+        let (waits, holds) = counters.in_flight(&self.object)?;
+        Ok((waits, holds.len() as u64))
+    }
+
     /// Gives histograms to series.
     pub(crate) fn hand_out(&mut self, counters: &mut Counters, wanted: &[usize]) -> Result<()> {
         counters.hand_out(&mut self.object, wanted)
@@ -534,6 +545,11 @@ impl Constants {
             constants.flags[flag::COUNT_OFFSET] = offset + 1;
         }
         constants.flags[flag::STACKS] = plan.stacks.into();
+        // An audit asks how many spinlocks a task holds, and a stack belongs to a hold of a task.
+        let asked_by_task = audited || plan.stacks;
+        let kept_at_place = constants.knows_holders() && spinlocks(true) && !asked_by_task;
+        constants.flags[flag::HOLDS_AT_PLACE] = kept_at_place.into();
+        constants.flags[flag::TASK_IDS] = facts.contexts.task_ids.map_or(0, |at| at + 1);
         constants.flags[flag::RCU_OFFSET] = facts.contexts.rcu_nesting.map_or(0, |at| at + 1);
         let spinlocks = plan.locks.iter();
         let spinlocks = spinlocks.filter(|planned| planned.kind == Kind::Spinlock);

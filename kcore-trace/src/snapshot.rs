@@ -183,7 +183,7 @@ impl Snapshots {
         self.counters.close_idle();
         session.look_for_cells(&mut self.counters)?;
         if looks == Looks::Everywhere {
-            self.counters.look_at_held()?;
+            session.look_at_held(&mut self.counters)?;
         }
         let cells = self.read_cells(looks)?;
         let ops = self.read_ops(session, looks)?;
@@ -194,7 +194,7 @@ impl Snapshots {
         let readers = self.read_readers(at_rows);
         let worst = self.read_worst(at_rows)?;
         let audit = self.read_audit(at_rows, &session.plan)?;
-        let loss = self.read_loss(session, at_rows);
+        let loss = self.read_loss(session, at_rows)?;
         let unserved = self.without_histogram();
         session.hand_out(&mut self.counters, &unserved)?;
         let mut measured = Measured {
@@ -490,7 +490,7 @@ impl Snapshots {
         self.counters.gained(series, &expected)
     }
 
-    fn read_loss(&mut self, session: &Session, at_rows: bool) -> Loss {
+    fn read_loss(&mut self, session: &Session, at_rows: bool) -> Result<Loss> {
         let after = self.counters.misses();
         let before = std::mem::replace(&mut self.misses, after);
         let lost = |reason: u32| after[reason as usize] - before[reason as usize];
@@ -499,8 +499,8 @@ impl Snapshots {
         }
         let programs = self.programs.iter();
         let misses: u64 = programs.map(|program| program.recursion_misses).sum();
-        let (in_flight_waits, holds) = self.counters.in_flight();
-        Loss {
+        let (in_flight_waits, in_flight_holds) = session.in_flight(&self.counters)?;
+        Ok(Loss {
             recursion_misses: misses
                 .saturating_sub(std::mem::replace(&mut self.recursion_misses, misses)),
             map_full: lost(miss::NO_HISTOGRAM) + lost(miss::NO_SLOT),
@@ -512,8 +512,8 @@ impl Snapshots {
             unknown_sites: lost(miss::UNKNOWN_SITE),
             unfinished_ops: lost(miss::UNFINISHED_OP),
             in_flight_waits,
-            in_flight_holds: holds.len() as u64,
-        }
+            in_flight_holds,
+        })
     }
 
     /// Series that have samples and no histogram.

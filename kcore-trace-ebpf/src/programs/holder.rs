@@ -1,68 +1,77 @@
-//! Who holds a lock, for those who come to wait for it.
+//! Who holds a lock, for those who come to wait for it; and the holds of spinlocks with a fixed address.
 //!
 //! In: acquisitions and releases that are seen when the lock is owned. Out: the purpose of whoever
 //! holds a lock, or was the first of those who share it, and which reader it is. Each acquisition of
 //! a lock that nobody has is a turn. Who comes when a turn is over waits for the one that gets the
-//! lock next, and is told by that one. A lock is found by a hash of its address; what is known of its
-//! holder has the address as well, so that a lock is not taken for another.
+//! lock next, and is told by that one. A spinlock with a fixed address has a place of its own, others
+//! are found by a hash; what is known of a holder has the address as well, so that a lock is not taken
+//! for another.
 //!
 //! Invariant: of two locks with one place, the one that was taken last is known, and of the other
 //! the holder is unknown.
 
 use core::ptr::{read_volatile, write_volatile};
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use kcore_trace_ebpf::layout::{Held, READERS, Slot, blame, flag, holder as layout, state};
-use kcore_trace_ebpf::words::{Mode, cell};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel};
+use kcore_trace_ebpf::layout::{
+    Held, Place, Slot, blame, flag, holder as layout, miss, node, state,
+};
+use kcore_trace_ebpf::words::{Lock, Mode};
 
-use super::constants::is_set;
-use super::maps::Shared;
-use super::record::add_half;
-use super::{hidden, slot};
+use super::constants::{flags, is_set, nodes};
+use super::maps::HOLDERS;
+use super::record::{self, add_half};
+use super::{choose, hidden, sign, slot};
 
 /// How many are told of one turn; of those beyond, the holder stays unknown.
 const TOLD: u32 = 16;
 
-/// A place of its own cache line: the holders of two locks do not disturb each other.
+/// Where the holder of a lock is kept.
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Place {
-    /// The number of the latest turn, twice, and one more when that turn is over.
-    latest: u32,
-    /// How many share it, by our own count: of two readers that leave together each would see the
-    /// other in the lock's.
-    sharing: u32,
-    /// The lock's name, and the reader and the cell of the latest turn.
-    word: u64,
-    /// The task of the latest turn.
-    task: u64,
-    /// Where the last task that asked who is next waits, by [`slot::reference`]; zero if nobody does.
-    asking: u32,
-    /// The turn that somebody waits for. Kept where stacks are.
-    waited_for: u32,
+pub(crate) struct At(*mut Place);
+
+impl At {
+    /// Of a spinlock, by the number of its role: all but those of blocks have a fixed address.
+    #[inline(always)]
+    pub(crate) fn of_spinlock(lock: u64, address: u64) -> Self {
+        Self::numbered(if lock == Lock::VmapBlock as u64 {
+            layout::hashed(address)
+        } else {
+            Self::number_of_fixed(lock, address)
+        })
+    }
+
+    /// Of a spinlock that has a fixed address, by the number of its role.
+    #[inline(always)]
+    pub(crate) fn fixed(lock: u64, address: u64) -> Self {
+        Self::numbered(Self::number_of_fixed(lock, address))
+    }
+
+    #[inline(always)]
+    fn number_of_fixed(lock: u64, address: u64) -> u64 {
+        let mut number = layout::fixed(lock);
+        if nodes::<{ node::SPAN }>() != 0 {
+            let distance = address.wrapping_sub(nodes::<{ node::BASE }>());
+            let node = node::number(distance, nodes::<{ node::RECIPROCAL }>());
+            let belongs_to_none = sign(lock.wrapping_sub(Lock::NodeBusy as u64));
+            number = choose(belongs_to_none, number, layout::of_node(node, lock));
+        }
+        number
+    }
+
+    /// Of any other lock.
+    #[inline(always)]
+    pub(crate) fn hashed(address: u64) -> Self {
+        Self::numbered(layout::hashed(address))
+    }
+
+    #[inline(always)]
+    fn numbered(number: u64) -> Self {
+        let number = hidden(number) & (layout::PLACES as u64 - 1);
+        // SAFETY: the number is inside the array.
+        Self(unsafe { HOLDERS.get().cast::<Place>().add(number as usize) })
+    }
 }
-
-const NEVER: Place = Place {
-    latest: 0,
-    sharing: 0,
-    word: 0,
-    task: 0,
-    asking: 0,
-    waited_for: 0,
-};
-
-static HOLDERS: Shared<[Place; layout::PLACES]> = Shared::new([NEVER; layout::PLACES]);
-
-#[inline(always)]
-fn place(address: u64) -> *mut Place {
-    let index = hidden(layout::place(address)) & (layout::PLACES as u64 - 1);
-    // SAFETY: the index is inside the array.
-    unsafe { HOLDERS.get().cast::<Place>().add(index as usize) }
-}
-
-/// Where the row of a reader begins, plus one: a cell and one fit below it.
-const READER_BITS: u32 = 9;
-const _: () = assert!(cell::COUNT < 1 << READER_BITS && READERS < 1 << (32 - READER_BITS));
 
 /// Who holds a lock.
 #[derive(Clone, Copy)]
@@ -73,7 +82,7 @@ pub(crate) struct Holder {
     pub(crate) reader: u16,
     /// The lower half of the number of its turn.
     pub(crate) turn: u16,
-    /// Process and thread; zero if they are not known.
+    /// Process and thread, or as in its [`Place`]; zero if they are not known.
     pub(crate) task: u64,
 }
 
@@ -84,12 +93,11 @@ pub(crate) const UNKNOWN: Holder = Holder {
     task: 0,
 };
 
-/// The lock was taken, under that cell, by a reader if the number is not zero. Which turn that is, the
-/// lower half of its number: whoever shares the lock has the turn of the first.
+/// A lock that is not kept at its place was taken, under that cell, by a reader if the number is not zero.
+/// Which turn that is, the lower half of its number: whoever shares the lock has the turn of the first.
 #[inline(always)]
-pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
-    let who = u64::from(reader) << READER_BITS | (u64::from(cell) + 1);
-    let place = place(address);
+pub(crate) fn took(at: At, address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
+    let At(place) = at;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
         let latest = read_volatile(&raw const (*place).latest);
@@ -101,23 +109,110 @@ pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
             Mode::Shared => {
                 let shared = read_volatile(&raw const (*place).sharing) != 0;
                 add_half(&raw mut (*place).sharing, 1);
-                if shared && latest & 1 == 0 {
+                if shared && latest & 1 != 0 {
                     return (latest >> 1) as u16;
                 }
             }
         }
         // What is being written is not to be read.
-        write_volatile(&raw mut (*place).latest, latest | 1);
-        write_volatile(&raw mut (*place).word, blame::name(address) | who);
-        if is_set::<{ flag::INSIDE }>() {
-            write_volatile(&raw mut (*place).task, bpf_get_current_pid_tgid());
-        }
-        let number = (latest >> 1) + 1;
-        write_volatile(&raw mut (*place).latest, number << 1);
+        let over = latest & !1;
+        write_volatile(&raw mut (*place).latest, over);
+        let task = if is_set::<{ flag::INSIDE }>() {
+            bpf_get_current_pid_tgid()
+        } else {
+            0
+        };
+        turn(at, address, over, cell, reader, task);
+        (over >> 1).wrapping_add(1) as u16
+    }
+}
+
+/// A turn begins, after one that is over.
+#[inline(always)]
+unsafe fn turn(at: At, address: u64, over: u32, cell: u32, reader: u16, task: u64) {
+    let At(place) = at;
+    // SAFETY: a place, each word of it read and written whole.
+    unsafe {
+        write_volatile(&raw mut (*place).name, blame::name(address));
+        write_volatile(&raw mut (*place).cell, cell);
+        write_volatile(&raw mut (*place).reader, reader.into());
+        write_volatile(&raw mut (*place).task, task);
+        write_volatile(&raw mut (*place).latest, over.wrapping_add(3));
         if read_volatile(&raw const (*place).asking) != 0 {
-            answer(address);
+            answer(at, address);
         }
-        number as u16
+    }
+}
+
+/// A spinlock with a fixed address was taken by a task, the address of which is given: its hold begins.
+#[inline(always)]
+pub(crate) fn begin(at: At, address: u64, cell: u32, reader: u16, task: u64) {
+    let At(place) = at;
+    // SAFETY: a place, each word of it read and written whole.
+    unsafe {
+        let mut over = read_volatile(&raw const (*place).latest);
+        if over & 1 != 0 {
+            // It was released unseen.
+            record::miss(miss::UNMATCHED_ACQUISITION);
+            over -= 1;
+            write_volatile(&raw mut (*place).latest, over);
+        }
+        // Whoever waits for it asks for its ids, while it has the lock or has just released it.
+        let task = if is_set::<{ flag::TASK_IDS }>() {
+            task
+        } else {
+            bpf_get_current_pid_tgid()
+        };
+        turn(at, address, over, cell, reader, task);
+        // Last, so that our own work is not booked as a hold.
+        write_volatile(&raw mut (*place).since_ns, bpf_ktime_get_ns());
+    }
+}
+
+/// A hold, wherever it is kept.
+pub(crate) struct Hold {
+    pub(crate) cell: u32,
+    pub(crate) reader: u16,
+    pub(crate) since_ns: u64,
+}
+
+impl Hold {
+    /// One that a task keeps.
+    ///
+    /// # Safety
+    /// `held` lies in a map value.
+    #[inline(always)]
+    pub(crate) unsafe fn of(held: *const Held) -> Self {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            Self {
+                cell: (*held).cell,
+                reader: (*held).reader,
+                since_ns: (*held).since_ns,
+            }
+        }
+    }
+}
+
+/// The hold of a spinlock with a fixed address ends, if it was seen to begin.
+#[inline(always)]
+pub(crate) fn end(at: At) -> Option<Hold> {
+    let At(place) = at;
+    // SAFETY: a place, each word of it read and written whole.
+    unsafe {
+        let latest = read_volatile(&raw const (*place).latest);
+        if latest & 1 == 0 {
+            return None;
+        }
+        let cell = read_volatile(&raw const (*place).cell);
+        let reader = read_volatile(&raw const (*place).reader) as u16;
+        let since_ns = read_volatile(&raw const (*place).since_ns);
+        write_volatile(&raw mut (*place).latest, latest.wrapping_sub(1));
+        Some(Hold {
+            cell,
+            reader,
+            since_ns,
+        })
     }
 }
 
@@ -125,21 +220,24 @@ pub(crate) fn took(address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
 #[inline(always)]
 unsafe fn is_of(place: *const Place, address: u64) -> bool {
     // SAFETY: the caller passes a place; its word is read whole.
-    let word = unsafe { read_volatile(&raw const (*place).word) };
-    (word ^ blame::name(address)) >> 32 == 0
+    unsafe { read_volatile(&raw const (*place).name) == blame::name(address) }
 }
 
 /// Tells those who asked for the next holder, the last one first.
 #[inline(never)]
-fn answer(address: u64) -> u64 {
-    let place = place(address);
+fn answer(at: At, address: u64) -> u64 {
+    let At(place) = at;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
         let mut asking = read_volatile(&raw const (*place).asking);
         write_volatile(&raw mut (*place).asking, 0);
         let number = read_volatile(&raw const (*place).latest) >> 1;
         let over = number.wrapping_sub(1);
-        let holder = read(place, number, address);
+        let mut holder = read(place, number, address);
+        if is_set::<{ flag::INSIDE }>() {
+            // It is the one that tells.
+            holder.task = bpf_get_current_pid_tgid();
+        }
         for _ in 0..TOLD {
             let Some(waiting) = slot::referred(asking) else {
                 break;
@@ -159,8 +257,8 @@ fn answer(address: u64) -> u64 {
 
 /// A holder releases it: the turn is over, if nobody shares it any more.
 #[inline(always)]
-pub(crate) fn left(address: u64, mode: Mode) {
-    let place = place(address);
+pub(crate) fn left(at: At, address: u64, mode: Mode) {
+    let At(place) = at;
     // SAFETY: as above.
     unsafe {
         // Another lock with the same place was taken meanwhile.
@@ -174,7 +272,7 @@ pub(crate) fn left(address: u64, mode: Mode) {
             }
         }
         let latest = read_volatile(&raw const (*place).latest);
-        write_volatile(&raw mut (*place).latest, latest | 1);
+        write_volatile(&raw mut (*place).latest, latest & !1);
     }
 }
 
@@ -186,16 +284,17 @@ const UNSEEN: u32 = u32::MAX;
 /// # Safety
 /// `held` lies in the slot, which is a map value.
 #[inline(always)]
-pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
-    let place = place(address);
+pub(crate) unsafe fn ask(at: At, slot: *const Slot, held: *mut Held, address: u64) {
+    let At(place) = at;
     // SAFETY: a place, each word of it read and written whole, and what the caller vouches for.
     unsafe {
         let latest = read_volatile(&raw const (*place).latest);
         let over = latest >> 1;
         let mut holder = read(place, over, address);
         let seen = u32::from(holder.purpose) != blame::UNKNOWN;
-        if seen && latest & 1 == 0 && latest == read_volatile(&raw const (*place).latest) {
+        if seen && latest & 1 != 0 && latest == read_volatile(&raw const (*place).latest) {
             waits_for(place, over);
+            holder = with_ids(holder);
             // It was the first to share the lock that others still have.
             if is_set::<{ flag::INSIDE }>() && holder.task == bpf_get_current_pid_tgid() {
                 holder.reader = 0;
@@ -213,7 +312,7 @@ pub(crate) unsafe fn ask(slot: *const Slot, held: *mut Held, address: u64) {
         let number = read_volatile(&raw const (*place).latest) >> 1;
         if number != over {
             waits_for(place, number);
-            remember(held, read(place, number, address));
+            remember(held, with_ids(read(place, number, address)));
         }
     }
 }
@@ -233,7 +332,7 @@ fn not_yet(before: u32, over: u32) -> Holder {
 /// # Safety
 /// `held` lies in a map value.
 #[inline(always)]
-pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
+pub(crate) unsafe fn blamed(at: At, held: *const Held) -> Holder {
     // SAFETY: the caller vouches for it; a place, each word of it read whole.
     unsafe {
         if u32::from((*held).holder) != blame::UNKNOWN {
@@ -245,11 +344,11 @@ pub(crate) unsafe fn blamed(held: *const Held) -> Holder {
             };
         }
         let address = (*held).address;
-        let place = place(address);
+        let At(place) = at;
         let latest = read_volatile(&raw const (*place).latest) >> 1;
         // One that came between without having seen that somebody asks is known here.
         match latest.wrapping_sub((*held).holder_task as u32) {
-            0 | 1 => read(place, latest, address),
+            0 | 1 => with_ids(read(place, latest, address)),
             _ => UNKNOWN,
         }
     }
@@ -266,9 +365,10 @@ unsafe fn waits_for(place: *mut Place, number: u32) {
 
 /// Whether somebody waits for that turn.
 #[inline(always)]
-pub(crate) fn is_waited_for(address: u64, turn: u16) -> bool {
+pub(crate) fn is_waited_for(at: At, turn: u16) -> bool {
+    let At(place) = at;
     // SAFETY: a place, each word of it read whole.
-    unsafe { read_volatile(&raw const (*place(address)).waited_for) as u16 == turn }
+    unsafe { read_volatile(&raw const (*place).waited_for) as u16 == turn }
 }
 
 #[inline(always)]
@@ -285,21 +385,46 @@ unsafe fn remember(held: *mut Held, holder: Holder) {
 #[inline(always)]
 unsafe fn read(place: *const Place, number: u32, address: u64) -> Holder {
     // SAFETY: the caller passes a place; each word of it is read whole.
-    let (word, task) = unsafe {
-        (
-            read_volatile(&raw const (*place).word),
-            read_volatile(&raw const (*place).task),
-        )
-    };
-    let who = u64::from(word as u32);
-    if who == 0 || word ^ who != blame::name(address) {
-        return UNKNOWN;
+    unsafe {
+        if !is_of(place, address) {
+            return UNKNOWN;
+        }
+        let cell = read_volatile(&raw const (*place).cell);
+        let reader = read_volatile(&raw const (*place).reader) as u16;
+        let task = read_volatile(&raw const (*place).task);
+        // Another lock with the same place was taken meanwhile.
+        if !is_of(place, address) {
+            return UNKNOWN;
+        }
+        Holder {
+            purpose: blame::purpose(cell.into()) as u16,
+            reader,
+            turn: number as u16,
+            task,
+        }
     }
-    let cell = (who & ((1 << READER_BITS) - 1)) - 1;
-    Holder {
-        purpose: blame::purpose(cell) as u16,
-        reader: (who >> READER_BITS) as u16,
-        turn: number as u16,
-        task,
+}
+
+/// The same, with its task by process and thread, where somebody asks for it.
+#[inline(always)]
+fn with_ids(holder: Holder) -> Holder {
+    if !is_set::<{ flag::INSIDE }>() {
+        return holder;
     }
+    let task = ids(holder.task);
+    Holder { task, ..holder }
+}
+
+/// Process and thread of a task that is known by them or by its address; zero if they cannot be read. A
+/// function, since the verifier follows what comes after once for each way out.
+#[inline(never)]
+fn ids(task: u64) -> u64 {
+    if task >> 63 == 0 {
+        return task;
+    }
+    let at = task
+        .wrapping_add(flags::<{ flag::TASK_IDS }>())
+        .wrapping_sub(1);
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(at as *const u64) }.unwrap_or(0)
 }

@@ -5,6 +5,10 @@
 //! or [`trying`] and [`tried`] around one that can, then [`slow_path`] and [`slow_path_done`].
 //! At level contended: [`slow_path_of`] and [`slow_path_done`] alone.
 //!
+//! A wait is kept by the task, in its slot, and so is a hold. By fentry, the hold of a spinlock with a fixed
+//! address is kept at the place of the lock: it is found there without asking which task it is, and no
+//! holder of a spinlock faults or sleeps, which is what is looked for in the holds of a task.
+//!
 //! Invariant: an acquisition is counted once, under the cell that its release will be counted
 //! under, and a wait is counted only when it ended.
 
@@ -18,7 +22,7 @@ use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
 use super::audit::{self, Acquisition};
 use super::blame as blamed;
 use super::constants::{is_set, kernel};
-use super::holder;
+use super::holder::{self, At, Hold};
 use super::record::{self, Cpu};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
@@ -28,8 +32,8 @@ use super::{Context, hidden, inside, node, op, reader, worst};
 #[derive(Clone, Copy)]
 pub(crate) struct Taken {
     address: u64,
-    /// The number of the role.
-    lock: u32,
+    /// The number of the role: a whole word, so that it is compared as it is.
+    lock: u64,
     mode: Mode,
     /// Whether it is a spinlock.
     spins: bool,
@@ -45,7 +49,7 @@ impl Taken {
         let zero = record::unknown_zero();
         Self {
             address: address.wrapping_add(zero),
-            lock: (lock as u32).wrapping_add(zero as u32),
+            lock: (lock as u64).wrapping_add(zero),
             mode,
             spins: false,
             tries: false,
@@ -75,7 +79,7 @@ impl Taken {
     pub(crate) fn numbered(address: u64, lock: u32, mode: Mode) -> Self {
         Self {
             address,
-            lock,
+            lock: lock.into(),
             mode,
             spins: false,
             tries: false,
@@ -90,7 +94,23 @@ impl Taken {
 
     #[inline(always)]
     fn is(self, lock: Lock) -> bool {
-        self.lock == lock as u32
+        self.lock == lock as u64
+    }
+
+    /// Where its holder is kept.
+    #[inline(always)]
+    fn at(self) -> At {
+        if self.spins {
+            At::of_spinlock(self.lock, self.address)
+        } else {
+            At::hashed(self.address)
+        }
+    }
+
+    /// Whether its address is fixed.
+    #[inline(always)]
+    fn has_place(self) -> bool {
+        self.spins && !self.is(Lock::VmapBlock)
     }
 }
 
@@ -118,7 +138,7 @@ static CELLS: [u16; cell::BY_OP.len()] = cell::BY_OP;
 /// The cell of an acquisition in an op, where that does not depend on the site.
 #[inline(always)]
 fn cell_by_op(taken: Taken, op: u32) -> Option<u32> {
-    let index = u64::from(of_mode(taken)) * cell::OPS as u64 + u64::from(op);
+    let index = of_mode(taken) * cell::OPS as u64 + u64::from(op);
     let index = hidden(index) & (CELLS.len() as u64 - 1);
     // SAFETY: the index is inside the table; hidden from the compiler, or it removes the mask that
     // tells the verifier so.
@@ -152,12 +172,12 @@ fn intent_at(taken: Taken, site: Site) -> u32 {
 #[inline(always)]
 fn cell_of(taken: Taken, intent: u32, op: u32) -> u32 {
     // As in `cell::index`.
-    (of_mode(taken) * Intent::COUNT as u32 + intent) * Op::COUNT as u32 + op
+    (of_mode(taken) as u32 * Intent::COUNT as u32 + intent) * Op::COUNT as u32 + op
 }
 
 #[inline(always)]
-fn of_mode(taken: Taken) -> u32 {
-    taken.lock * Mode::COUNT as u32 + taken.mode as u32
+fn of_mode(taken: Taken) -> u64 {
+    taken.lock * Mode::COUNT as u64 + taken.mode as u64
 }
 
 /// Tells whoever asked for diagnostics which function the table of call sites lacks: as a distance
@@ -180,8 +200,8 @@ struct Class {
 
 /// The site of a caller whose return address was read, or else is read now.
 #[inline(always)]
-fn site_of(read: u64, caller: Caller) -> Site {
-    if audit::looks() {
+fn site_of<const AUDITED: bool>(read: u64, caller: Caller) -> Site {
+    if AUDITED && audit::looks() {
         site(read)
     } else {
         site(site::caller(caller))
@@ -189,9 +209,14 @@ fn site_of(read: u64, caller: Caller) -> Site {
 }
 
 #[inline(always)]
-unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) -> Class {
+unsafe fn classify<const AUDITED: bool>(
+    slot: *mut Slot,
+    taken: Taken,
+    here: Here,
+    caller: Caller,
+) -> Class {
     // Only where it is asked for: to read who called is half of what an acquisition costs.
-    let read = if audit::looks() {
+    let read = if AUDITED && audit::looks() {
         site::caller(caller)
     } else {
         0
@@ -200,7 +225,7 @@ unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) ->
     // SAFETY: the caller passes a map value.
     let live = unsafe { slot::live_op(slot, sp) };
     let Some(live) = live else {
-        let cell = cell_by_site(taken, None, site_of(read, caller));
+        let cell = cell_by_site(taken, None, site_of::<AUDITED>(read, caller));
         return Class { cell, site: read };
     };
     if let Some(cell) = cell_by_op(taken, live.op()) {
@@ -215,7 +240,7 @@ unsafe fn classify(slot: *mut Slot, taken: Taken, here: Here, caller: Caller) ->
             Intent::Write as u32
         }
     } else {
-        let site = site_of(read, caller);
+        let site = site_of::<AUDITED>(read, caller);
         let intent = intent_at(taken, site);
         op::learn(live, looks_up && intent == Intent::Read as u32);
         intent
@@ -233,11 +258,26 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
 /// An acquire function returned: with the lock, or it was only tried, or the waiter was killed.
 #[inline(always)]
 pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
+    // Asked once: what depends on it is known to the compiler then.
+    if taken.spins && is_set::<{ flag::HOLDS_AT_PLACE }>() {
+        decided::<true>(taken, got_it, here, caller);
+    } else {
+        decided::<false>(taken, got_it, here, caller);
+    }
+}
+
+/// The same, where holds are kept at the place of the lock if it has one of its own, or else by tasks.
+/// Nobody audits in the first case.
+#[inline(always)]
+fn decided<const AT_PLACE: bool>(taken: Taken, got_it: bool, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
     let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Class { cell, site } = classify(slot, taken, here, caller);
+        let Class { cell, site } = match AT_PLACE {
+            true => classify::<false>(slot, taken, here, caller),
+            false => classify::<true>(slot, taken, here, caller),
+        };
         let index = record::forget(cell);
         if !got_it {
             failed(slot, cpu, taken, index);
@@ -246,17 +286,30 @@ pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
         let Some(counters) = cpu.cell(index) else {
             return;
         };
-        audited(slot, taken, Class { cell: index, site }, caller);
+        if !AT_PLACE {
+            audited(slot, taken, Class { cell: index, site }, caller);
+        }
         record::add(&raw mut (*counters).acquisitions, 1);
         node::acquired(cpu, index, taken.address);
-        let reader = reader::current(slot, here);
-        let held = match slot::held(slot, taken.address, state::WAITING) {
-            Some(waiting) => {
-                (*waiting).reader = reader;
-                let wait_ns = now().wrapping_sub((*waiting).since_ns);
-                wait_ended(caller.context(), cpu, waiting, index, wait_ns);
-                waiting
+        let mut reader = reader::current(slot, here);
+        if !AT_PLACE {
+            reader = record::forget(reader.into()) as u16;
+        }
+        let waiting = slot::held(slot, taken.address, state::WAITING);
+        if let Some(waiting) = waiting {
+            (*waiting).reader = reader;
+            let wait_ns = now().wrapping_sub((*waiting).since_ns);
+            wait_ended(taken.at(), caller.context(), cpu, waiting, index, wait_ns);
+        }
+        if AT_PLACE && taken.has_place() {
+            if let Some(waiting) = waiting {
+                slot::vacate(slot, waiting);
             }
+            let at = At::fixed(taken.lock, taken.address);
+            return holder::begin(at, taken.address, index, reader, (*slot).owner);
+        }
+        let held = match waiting {
+            Some(waiting) => waiting,
             None if taken.followed() => {
                 let Some(room) = room_for(slot, taken) else {
                     return;
@@ -271,7 +324,7 @@ pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
         (*held).cell = index;
         (*held).reader = reader;
         if taken.followed() && blamed::counts() {
-            (*held).turn = holder::took(taken.address, taken.mode, index, reader);
+            (*held).turn = holder::took(taken.at(), taken.address, taken.mode, index, reader);
             if let Mode::Shared = taken.mode
                 && is_set::<{ flag::INSIDE }>()
                 && taken.is(Lock::VmapArea)
@@ -290,7 +343,7 @@ unsafe fn audited(slot: *const Slot, taken: Taken, class: Class, caller: Caller)
         return;
     }
     let op = class.cell % Op::COUNT as u32;
-    let how = layout::audit::how(taken.lock.into(), taken.mode, taken.tries, op.into());
+    let how = layout::audit::how(taken.lock, taken.mode, taken.tries, op.into());
     // SAFETY: the caller passes a map value.
     unsafe {
         let acquisition = Acquisition {
@@ -324,13 +377,13 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let class = classify(slot, taken, here, caller);
+        let class = classify::<true>(slot, taken, here, caller);
         audited(slot, taken, class, caller);
         let Some(room) = slot::occupy(slot, taken.address, state::TRYING) else {
             return;
         };
         (*room).cell = class.cell;
-        (*room).reader = reader::current(slot, here);
+        (*room).reader = record::forget(reader::current(slot, here).into()) as u16;
         since_now(slot, room);
     }
 }
@@ -357,10 +410,17 @@ pub(crate) fn tried(ctx: Context, got_it: bool, followed: bool) {
         node::acquired(cpu, index, (*held).address);
         if waited {
             let wait_ns = now().wrapping_sub((*held).since_ns);
-            wait_ended(ctx, cpu, held, index, wait_ns);
+            wait_ended(unknown_place(held), ctx, cpu, held, index, wait_ns);
         }
         become_held(slot, held, followed);
     }
+}
+
+/// Where a holder would be kept, at hooks that know no holders.
+#[inline(always)]
+unsafe fn unknown_place(held: *const Held) -> At {
+    // SAFETY: the caller passes a map value.
+    At::hashed(unsafe { (*held).address })
 }
 
 /// The clock of a hold or a wait starts. Read last, so that our own work is not booked as either.
@@ -389,7 +449,7 @@ unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
 }
 
 #[inline(always)]
-unsafe fn wait_ended(ctx: Context, cpu: Cpu, held: *mut Held, index: u32, wait_ns: u64) {
+unsafe fn wait_ended(at: At, ctx: Context, cpu: Cpu, held: *mut Held, index: u32, wait_ns: u64) {
     // SAFETY: the caller passes map values.
     unsafe {
         record::waited(index, wait_ns);
@@ -398,14 +458,14 @@ unsafe fn wait_ended(ctx: Context, cpu: Cpu, held: *mut Held, index: u32, wait_n
             reader::waited((*held).reader.into(), wait_ns);
         }
         if blamed::counts() {
-            let holder = holder::blamed(held);
+            let holder = holder::blamed(at, held);
             blamed::waited(index, holder.purpose.into(), wait_ns);
             if is_set::<{ flag::INSIDE }>() {
                 reader::inflicted(holder.reader.into(), wait_ns);
             }
         }
         if is_set::<{ flag::INSIDE }>() {
-            worst::waited(ctx, held, index, wait_ns);
+            worst::waited(at, ctx, held, index, wait_ns);
             inside::waited(held, index);
         }
     }
@@ -456,7 +516,7 @@ unsafe fn failed(slot: *mut Slot, cpu: Cpu, taken: Taken, index: u32) {
 /// The task entered the slow path of a lock whose acquire function is hooked too, so that it need
 /// not be known here which cell the wait belongs to.
 #[inline(always)]
-pub(crate) fn slow_path(address: u64) {
+pub(crate) fn slow_path(at: At, address: u64) {
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
@@ -468,7 +528,7 @@ pub(crate) fn slow_path(address: u64) {
                 (*held).state = state::WAITING;
             }
         } else {
-            wait_begins(slot, address, 0, blamed::counts());
+            wait_begins(slot, address, 0, blamed::counts().then_some(at));
         }
     }
 }
@@ -480,11 +540,11 @@ pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
     let cell = record::forget(cell_by_site(taken, Some(stack.op), stack.site));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
-    unsafe { wait_begins(slot, taken.address, cell, false) };
+    unsafe { wait_begins(slot, taken.address, cell, None) };
 }
 
 #[inline(always)]
-unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: bool) {
+unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: Option<At>) {
     // SAFETY: the caller passes a map value.
     unsafe {
         let held = match slot::held(slot, address, state::WAITING) {
@@ -497,8 +557,8 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: bool) {
             }
         };
         (*held).cell = cell;
-        if asks {
-            holder::ask(slot, held, address);
+        if let Some(at) = asks {
+            holder::ask(at, slot, held, address);
         }
         since_now(slot, held);
     }
@@ -549,7 +609,7 @@ unsafe fn done(ctx: Context, slot: *mut Slot, held: *mut Held, got_it: bool, fol
             return;
         }
         let wait_ns = now().wrapping_sub((*held).since_ns);
-        wait_ended(ctx, cpu, held, index, wait_ns);
+        wait_ended(unknown_place(held), ctx, cpu, held, index, wait_ns);
         become_held(
             slot,
             held,
@@ -572,51 +632,63 @@ pub(crate) fn forget(address: u64) {
 
 /// The release function was called.
 #[inline(always)]
-pub(crate) fn release(ctx: Context, address: u64, mode: Mode) {
-    let end_ns = now();
-    if !try_release(ctx, address, mode, end_ns) {
+pub(crate) fn release(ctx: Context, taken: Taken) {
+    if !try_release(ctx, taken, now()) {
         record::miss(miss::UNMATCHED_RELEASE);
+    }
+}
+
+/// The release function of spinlocks was called, with one that has a fixed address.
+#[inline(always)]
+pub(crate) fn release_spinlock(ctx: Context, taken: Taken) {
+    if !is_set::<{ flag::HOLDS_AT_PLACE }>() {
+        return release(ctx, taken);
+    }
+    let end_ns = now();
+    match holder::end(At::fixed(taken.lock, taken.address)) {
+        Some(hold) => hold_ended(&hold, end_ns),
+        None => record::miss(miss::UNMATCHED_RELEASE),
     }
 }
 
 /// The release function was called with a lock that may be one of ours.
 #[inline(always)]
-pub(crate) fn release_if_held(ctx: Context, address: u64, mode: Mode) {
-    try_release(ctx, address, mode, now());
+pub(crate) fn release_if_held(ctx: Context, taken: Taken) {
+    try_release(ctx, taken, now());
 }
 
 #[inline(always)]
-fn try_release(ctx: Context, address: u64, mode: Mode, end_ns: u64) -> bool {
+fn try_release(ctx: Context, taken: Taken, end_ns: u64) -> bool {
     let Some(slot) = slot::find() else {
         return false;
     };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Some(held) = slot::held(slot, address, state::HELD) else {
+        let Some(held) = slot::held(slot, taken.address, state::HELD) else {
             return false;
         };
-        hold_ended(held, end_ns);
+        hold_ended(&Hold::of(held), end_ns);
         if is_set::<{ flag::STACKS }>() && blamed::counts() {
-            worst::released(ctx, held, end_ns);
+            worst::released(taken.at(), ctx, held, end_ns);
         }
         slot::vacate(slot, held);
     }
     if blamed::counts() {
-        holder::left(address, mode);
+        holder::left(taken.at(), taken.address, taken.mode);
     }
     true
 }
 
 #[inline(always)]
-unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
+fn hold_ended(held: &Hold, end_ns: u64) {
     let cpu = record::cpu();
-    // SAFETY: the caller passes a map value.
+    let index = held.cell;
+    let Some(counters) = cpu.cell(index) else {
+        return;
+    };
+    // SAFETY: map values.
     unsafe {
-        let index = (*held).cell;
-        let Some(counters) = cpu.cell(index) else {
-            return;
-        };
-        let hold_ns = end_ns.wrapping_sub((*held).since_ns);
+        let hold_ns = end_ns.wrapping_sub(held.since_ns);
         record::add(&raw mut (*counters).releases, 1);
         let series = series::hold(index as usize);
         let hold = &raw mut (*counters).hold;
@@ -624,7 +696,7 @@ unsafe fn hold_ended(held: *mut Held, end_ns: u64) {
             record::occurs(index);
         });
         if is_set::<{ flag::INSIDE }>() {
-            reader::held((*held).reader.into(), index, hold_ns, end_ns);
+            reader::held(held.reader.into(), index, hold_ns, end_ns);
         }
     }
 }
@@ -639,7 +711,7 @@ pub(crate) fn downgrade(taken: Taken) {
         let Some(held) = slot::held(slot, taken.address, state::HELD) else {
             return record::miss(miss::UNMATCHED_RELEASE);
         };
-        hold_ended(held, end_ns);
+        hold_ended(&Hold::of(held), end_ns);
         let op = (*held).cell % Op::COUNT as u32;
         let index = cell_of(taken, Intent::Read as u32, op);
         let Some(counters) = record::cpu().cell(index) else {
@@ -647,7 +719,8 @@ pub(crate) fn downgrade(taken: Taken) {
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         if blamed::counts() {
-            (*held).turn = holder::took(taken.address, taken.mode, index, (*held).reader);
+            (*held).turn =
+                holder::took(taken.at(), taken.address, taken.mode, index, (*held).reader);
         }
         (*held).cell = index;
         (*held).since_ns = now();

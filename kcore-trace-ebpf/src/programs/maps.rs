@@ -10,8 +10,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     ActiveCells, AuditTable, BlameRow, CellCounters, CopyCounters, CpuCounters, HistogramOf,
-    HolderStack, InsideCounters, NodeCounters, Octave, RareCounters, ReaderRow, SITE_CACHE,
-    SLOT_SETS, SiteTable, SlotSet, WorstStacks, WorstTable, series,
+    HolderStack, Holders, InsideCounters, NodeCounters, Octave, Place, RareCounters, ReaderRow,
+    SITE_CACHE, SLOT_SETS, SiteTable, SlotSet, WorstStacks, WorstTable, holder, series,
 };
 use kcore_trace_ebpf::words::cell;
 
@@ -85,6 +85,11 @@ pub(crate) static AUDIT: Array<AuditTable> = Array::with_max_entries(1, MAPPABLE
 #[unsafe(link_section = ".bss.hist_of")]
 #[unsafe(no_mangle)]
 pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::ALWAYS_ZERO + 2]);
+
+/// Who holds a lock, and the holds that are kept there: 64 KiB.
+#[unsafe(link_section = ".bss.holders")]
+#[unsafe(no_mangle)]
+pub(crate) static HOLDERS: Shared<Holders> = Shared::new([Place::NEVER; holder::PLACES]);
 
 /// What tasks are doing, found by a hash of the task's address: 448 KiB, with more than 64 CPUs
 /// 7 KiB for each.

@@ -144,15 +144,14 @@ pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u16 {
         return 0;
     }
     // SAFETY: the caller says that the slot is valid.
-    let reader = unsafe {
+    unsafe {
         let frame = (*slot).read.frame;
         if frame != 0 && slot::is_live(frame, slot::stack_address(here)) {
-            row_of(&raw const (*slot).read) + 1
+            row_of(&raw const (*slot).read) as u16 + 1
         } else {
             0
         }
-    };
-    record::forget(reader) as u16
+    }
 }
 
 /// A read of the current process ended.

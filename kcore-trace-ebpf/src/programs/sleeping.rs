@@ -8,6 +8,7 @@ use kcore_trace_ebpf::layout::{acquire, address, block, flag};
 use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, is_set, lock as address_of};
+use super::holder::At;
 use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
@@ -138,11 +139,10 @@ fn called(ctx: Context, kind: Type, outcome: Outcome) {
 
 #[inline(always)]
 fn released(ctx: Context, kind: Type, address: u64) {
-    let mode = mode(kind);
-    if role(kind, address).is_some() {
-        lock::release(ctx, address, mode);
+    if let Some(lock) = role(kind, address) {
+        lock::release(ctx, taken(kind, address, lock));
     } else if blocks_in_use(kind) {
-        lock::release_if_held(ctx, address, mode);
+        lock::release_if_held(ctx, taken(kind, address, Lock::VmapBlock));
     }
 }
 
@@ -159,7 +159,7 @@ fn slow_path(ctx: Context, kind: Type, address: u64, here: Here) {
     let known = role(kind, address);
     if is_set::<{ flag::EVERY_ACQUISITION }>() {
         if known.is_some() || (blocks_in_use(kind) && op::in_block_scope(here)) {
-            lock::slow_path(address);
+            lock::slow_path(At::hashed(address), address);
         }
         return;
     }

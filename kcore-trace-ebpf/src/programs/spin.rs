@@ -10,6 +10,7 @@ use kcore_trace_ebpf::layout::{acquire, address, block, flag, node, node_lock};
 use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, is_set, lock as address_of, nodes};
+use super::holder::At;
 use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
@@ -101,10 +102,12 @@ fn identify(address: u64, here: Here, caller: Caller) -> Option<Taken> {
 
 #[inline(always)]
 fn released(ctx: Context, address: u64) {
-    if role(address).is_some() {
-        lock::release(ctx, address, Mode::Exclusive);
+    if let Some(lock) = role(address) {
+        // Without forgetting the role: the way from here on is short.
+        let taken = Taken::numbered(address, lock as u32, Mode::Exclusive);
+        lock::release_spinlock(ctx, taken.spinning());
     } else if blocks_in_use() {
-        lock::release_if_held(ctx, address, Mode::Exclusive);
+        lock::release_if_held(ctx, exclusive(address, Lock::VmapBlock));
     }
 }
 
@@ -115,7 +118,8 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
     let nothing_known = is_set::<{ flag::AT_ENTRY }>() && !followed();
     if is_set::<{ flag::EVERY_ACQUISITION }>() && !nothing_known {
         if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
-            lock::slow_path(address);
+            let lock = record::role(Some(known.unwrap_or(Lock::VmapBlock)));
+            lock::slow_path(At::of_spinlock(lock.into(), address), address);
         }
         return;
     }

@@ -19,7 +19,7 @@ use kcore_trace_ebpf::layout::{
 
 use super::blame as blamed;
 use super::constants::is_set;
-use super::holder;
+use super::holder::{self, At};
 use super::maps;
 use super::record;
 use super::{Context, choose, hidden};
@@ -35,7 +35,13 @@ const SELDOM_NS: u64 = 1_000_000;
 /// # Safety
 /// `held` lies in a map value.
 #[inline(never)]
-pub(crate) unsafe fn waited(ctx: Context, held: *const Held, cell: u32, wait_ns: u64) -> u64 {
+pub(crate) unsafe fn waited(
+    at: At,
+    ctx: Context,
+    held: *const Held,
+    cell: u32,
+    wait_ns: u64,
+) -> u64 {
     let id = record::cpu_id();
     let Some(table) = maps::WORST.get_ptr_mut(id) else {
         return 0;
@@ -55,13 +61,13 @@ pub(crate) unsafe fn waited(ctx: Context, held: *const Held, cell: u32, wait_ns:
         // Nobody waits for himself: who held the lock in between is not known.
         let mut holder = holder::UNKNOWN;
         if blamed::counts() {
-            holder = holder::blamed(held);
+            holder = holder::blamed(at, held);
             if holder.task == task {
                 holder = holder::UNKNOWN;
             }
         }
         let index = shortest(table);
-        if let Some(place) = at(table, index) {
+        if let Some(place) = nth(table, index) {
             (*place).wait_ns = wait_ns;
             (*place).slept_ns = slept_ns;
             (*place).holder_task = holder.task;
@@ -78,7 +84,7 @@ pub(crate) unsafe fn waited(ctx: Context, held: *const Held, cell: u32, wait_ns:
             };
             keep_stacks(ctx, id, index, held, turn);
         }
-        if let Some(place) = at(table, shortest(table)) {
+        if let Some(place) = nth(table, shortest(table)) {
             (*table).least_ns = (*place).wait_ns;
         }
         write_volatile(&raw mut (*table).busy, 0);
@@ -152,11 +158,11 @@ fn place_of(address: u64, turn: u16) -> u32 {
 /// # Safety
 /// `held` lies in a map value.
 #[inline(always)]
-pub(crate) unsafe fn released(ctx: Context, held: *const Held, end_ns: u64) {
+pub(crate) unsafe fn released(at: At, ctx: Context, held: *const Held, end_ns: u64) {
     // SAFETY: the caller vouches for one, the others are map values.
     unsafe {
         let (address, turn) = ((*held).address, (*held).turn);
-        if !holder::is_waited_for(address, turn) {
+        if !holder::is_waited_for(at, turn) {
             return;
         }
         let cpu = record::cpu();
@@ -194,7 +200,7 @@ unsafe fn shortest(table: *mut WorstTable) -> u64 {
 }
 
 #[inline(always)]
-unsafe fn at(table: *mut WorstTable, index: u64) -> Option<*mut WorstWait> {
+unsafe fn nth(table: *mut WorstTable, index: u64) -> Option<*mut WorstWait> {
     let index = hidden(index);
     if index >= WORST as u64 {
         return None;

@@ -94,7 +94,7 @@ pub struct ReadLayout {
     pub seq_count: Option<u64>,
 }
 
-/// What tells in which context a lock is taken.
+/// What tells who takes a lock, and in which context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ContextLayout {
@@ -104,6 +104,9 @@ pub struct ContextLayout {
     /// Offset of `task_struct.rcu_read_lock_nesting`, in bytes; absent without CONFIG_PREEMPT_RCU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rcu_nesting: Option<u64>,
+    /// Offset of `task_struct.pid`, in bytes, if `tgid` follows it; both are 4 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_ids: Option<u64>,
 }
 
 /// Why each way of attaching is refused; absent where it is allowed.
@@ -227,6 +230,8 @@ impl Facts {
                 preempt_count: symbols.address(PER_CPU_OFFSETS, None).is_some()
                     && PREEMPT_COUNTS.iter().any(|name| symbols.count(name) > 0),
                 rcu_nesting: member(btf, "task_struct", "rcu_read_lock_nesting"),
+                task_ids: member(btf, "task_struct", "pid")
+                    .filter(|pid| member(btf, "task_struct", "tgid") == Some(pid + 4)),
             },
         })
     }
