@@ -545,8 +545,10 @@ impl Constants {
             constants.flags[flag::COUNT_OFFSET] = offset + 1;
         }
         constants.flags[flag::STACKS] = plan.stacks.into();
-        // An audit asks how many spinlocks a task holds, and a stack belongs to a hold of a task.
-        let asked_by_task = audited || plan.stacks;
+        // A stack belongs to a hold of a task. An audit asks how many spinlocks a task holds, which few
+        // places tell if they know tasks, and those of many nodes do not.
+        let few = constants.nodes[node::SPAN] == 0 && facts.contexts.task_ids.is_some();
+        let asked_by_task = plan.stacks || audited && !few;
         let kept_at_place = constants.knows_holders() && spinlocks(true) && !asked_by_task;
         constants.flags[flag::HOLDS_AT_PLACE] = kept_at_place.into();
         constants.flags[flag::TASK_IDS] = facts.contexts.task_ids.map_or(0, |at| at + 1);

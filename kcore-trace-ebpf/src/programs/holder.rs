@@ -21,7 +21,8 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 use super::constants::{flags, is_set, nodes};
 use super::maps::HOLDERS;
 use super::record::{self, add_half};
-use super::{choose, hidden, sign, slot};
+use super::slot::{self, equal};
+use super::{choose, hidden, sign};
 
 /// How many are told of one turn; of those beyond, the holder stays unknown.
 const TOLD: u32 = 16;
@@ -192,6 +193,28 @@ impl Hold {
             }
         }
     }
+}
+
+/// The spinlocks with a fixed address, where there are no nodes.
+const FIXED: [Lock; 3] = [Lock::VmapArea, Lock::FreeVmapArea, Lock::PurgeVmapArea];
+
+/// How many locks a task holds whose holds are kept at their places: of those that belong to no node, since
+/// an audit of a kernel with nodes has tasks keep them.
+#[inline(always)]
+pub(crate) fn places_held(task: u64) -> u64 {
+    if !is_set::<{ flag::HOLDS_AT_PLACE }>() {
+        return 0;
+    }
+    let mut held = 0;
+    for lock in FIXED {
+        let At(place) = At::numbered(layout::fixed(lock as u64));
+        // SAFETY: a place, each word of it read whole.
+        unsafe {
+            let going_on = u64::from(read_volatile(&raw const (*place).latest)) & 1;
+            held += going_on & equal(read_volatile(&raw const (*place).task), task);
+        }
+    }
+    held
 }
 
 /// The hold of a spinlock with a fixed address ends, if it was seen to begin.

@@ -259,25 +259,29 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
 #[inline(always)]
 pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
     // Asked once: what depends on it is known to the compiler then.
-    if taken.spins && is_set::<{ flag::HOLDS_AT_PLACE }>() {
-        decided::<true>(taken, got_it, here, caller);
+    if !taken.spins || !is_set::<{ flag::HOLDS_AT_PLACE }>() {
+        decided::<false, true>(taken, got_it, here, caller);
+    } else if audit::looks() {
+        decided::<true, true>(taken, got_it, here, caller);
     } else {
-        decided::<false>(taken, got_it, here, caller);
+        decided::<true, false>(taken, got_it, here, caller);
     }
 }
 
-/// The same, where holds are kept at the place of the lock if it has one of its own, or else by tasks.
-/// Nobody audits in the first case.
+/// The same, where holds are kept at the place of the lock if it has one of its own, or else by tasks; and
+/// where there may be an audit.
 #[inline(always)]
-fn decided<const AT_PLACE: bool>(taken: Taken, got_it: bool, here: Here, caller: Caller) {
+fn decided<const AT_PLACE: bool, const AUDITED: bool>(
+    taken: Taken,
+    got_it: bool,
+    here: Here,
+    caller: Caller,
+) {
     let Some(slot) = slot::claim() else { return };
     let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Class { cell, site } = match AT_PLACE {
-            true => classify::<false>(slot, taken, here, caller),
-            false => classify::<true>(slot, taken, here, caller),
-        };
+        let Class { cell, site } = classify::<AUDITED>(slot, taken, here, caller);
         let index = record::forget(cell);
         if !got_it {
             failed(slot, cpu, taken, index);
@@ -286,7 +290,7 @@ fn decided<const AT_PLACE: bool>(taken: Taken, got_it: bool, here: Here, caller:
         let Some(counters) = cpu.cell(index) else {
             return;
         };
-        if !AT_PLACE {
+        if AUDITED {
             audited(slot, taken, Class { cell: index, site }, caller);
         }
         record::add(&raw mut (*counters).acquisitions, 1);
@@ -350,7 +354,7 @@ unsafe fn audited(slot: *const Slot, taken: Taken, class: Class, caller: Caller)
             how,
             site: class.site,
             spins: taken.spins,
-            spinlocks: audit::spinlocks_held(slot),
+            spinlocks: (audit::spinlocks_held(slot) + holder::places_held((*slot).owner)) & 7,
         };
         audit::acquired(caller, acquisition);
     }

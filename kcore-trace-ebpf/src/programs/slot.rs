@@ -411,7 +411,7 @@ unsafe fn search(slot: *mut Slot, bit: impl Fn(*const Held) -> u64) -> Option<*m
 
 /// One if both are the same, else zero.
 #[inline(always)]
-fn equal(a: u64, b: u64) -> u64 {
+pub(crate) fn equal(a: u64, b: u64) -> u64 {
     let difference = a ^ b;
     sign(difference | hidden(difference.wrapping_neg())) ^ 1
 }

@@ -12,7 +12,9 @@ use crate::guest::{Guest, Outcome};
 use crate::tool::{self, Flags, Report, load};
 
 const FENTRY: Flags = &["--hooks", "fentry", "-v"];
-/// What an audit sees, and the stacks of waits, which have nothing to do with each other.
+/// An audit alone: holds of spinlocks may be kept at the place of the lock.
+pub(super) const AUDIT: Flags = &["--hooks", "fentry", "--audit", "-v"];
+/// What an audit sees, and the stacks of waits, for which tasks keep all holds.
 pub(super) const AUDIT_AND_STACKS: Flags = &["--hooks", "fentry", "--audit", "--stacks", "-v"];
 /// With stacks and diagnostics, so that what is compiled out otherwise is verified too.
 const KPROBE: Flags = &["--hooks", "kprobe", "--stacks", "-vv"];
