@@ -168,9 +168,9 @@ impl Counters {
         Ok(())
     }
 
-    /// From here on looks at the cells of holds that are going on.
-    pub fn look_at_held(&mut self, object: &Ebpf) -> Result<()> {
-        let (_, holds) = self.in_flight(object)?;
+    /// From here on looks at the cells of holds that are going on, as [`Self::in_flight`] finds them.
+    pub fn look_at_held(&mut self, kept_by: Option<&Ebpf>) -> Result<()> {
+        let (_, holds) = self.in_flight(kept_by)?;
         holds.into_iter().try_for_each(|cell| self.look_at(cell))
     }
 
@@ -390,11 +390,15 @@ impl Counters {
     }
 
     /// Waits and holds that are going on, and the cells of the latter: the first hold of a cell is counted
-    /// before the cell is said to occur.
-    pub fn in_flight(&self, object: &Ebpf) -> Result<(u64, Vec<usize>)> {
-        let places: Holders = section(object, HOLDERS)?;
-        let kept = places.iter().filter_map(|place| place.holds());
-        let (mut waits, mut holds) = (0, kept.map(|cell| cell as usize).collect::<Vec<_>>());
+    /// before the cell is said to occur. Holds that are kept at the places of locks are those of `kept_by`:
+    /// to read them the kernel needs 64 KiB in one piece, so nobody asks where none are kept.
+    pub fn in_flight(&self, kept_by: Option<&Ebpf>) -> Result<(u64, Vec<usize>)> {
+        let (mut waits, mut holds) = (0, Vec::new());
+        if let Some(object) = kept_by {
+            let places: Holders = section(object, HOLDERS)?;
+            let cells = places.iter().filter_map(|place| place.holds());
+            holds.extend(cells.map(|cell| cell as usize));
+        }
         let first = |set: *mut SlotSet| set.cast::<Slot>();
         let slots = self.tasks.iter().flat_map(|set| {
             (0..SLOT_WAYS).map(move |way| {

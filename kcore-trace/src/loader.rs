@@ -114,6 +114,8 @@ pub struct Session {
     /// Reads what the programs log; nothing where diagnostics are off.
     logger: Option<EbpfLogger<&'static dyn Log>>,
     loaded: Vec<String>,
+    /// Whether holds of spinlocks are kept at their places.
+    holds_at_place: bool,
     /// The plan, with what turned out to be missing.
     pub plan: Plan,
 }
@@ -135,6 +137,7 @@ impl Session {
         let logger = wanted.then(|| EbpfLogger::init(&mut object)).transpose();
         let mut session = Self {
             object,
+            holds_at_place: constants.flags[flag::HOLDS_AT_PLACE] != 0,
             logger: logger.context("failed to read the log of the programs")?,
             loaded: Vec::new(),
             plan,
@@ -200,13 +203,18 @@ impl Session {
 
     /// Has the counters look at the cells of holds that are going on.
     pub(crate) fn look_at_held(&self, counters: &mut Counters) -> Result<()> {
-        counters.look_at_held(&self.object)
+        counters.look_at_held(self.keeping_holds())
     }
 
     /// How many waits and holds are going on.
     pub(crate) fn in_flight(&self, counters: &Counters) -> Result<(u64, u64)> {
-        let (waits, holds) = counters.in_flight(&self.object)?;
+        let (waits, holds) = counters.in_flight(self.keeping_holds())?;
         Ok((waits, holds.len() as u64))
+    }
+
+    /// The object, if holds are kept in it at the places of locks.
+    fn keeping_holds(&self) -> Option<&Ebpf> {
+        self.holds_at_place.then_some(&self.object)
     }
 
     /// Gives histograms to series.
