@@ -24,7 +24,7 @@ use super::constants::{flags, is_set};
 use super::maps::{self, Shared};
 use super::record::{self, add};
 use super::site::Caller;
-use super::{Context, choose, hidden, programs};
+use super::{Context, choose, hidden, holder, programs, slot};
 
 /// What userspace knows and wants to know.
 #[unsafe(link_section = ".bss.audit")]
@@ -53,8 +53,6 @@ pub(crate) struct Acquisition {
     pub(crate) site: u64,
     /// Whether the hook is on an acquired spinlock, which has preemption off.
     pub(crate) spins: bool,
-    /// [`spinlocks_held`].
-    pub(crate) spinlocks: u64,
 }
 
 /// One, unless the bits are all zero; of the lower half of a word.
@@ -73,14 +71,19 @@ const fn bit(context: Word, set: u64) -> u64 {
     set << context as u32
 }
 
-/// How many vmap locks the task holds that are spinlocks.
-///
-/// # Safety
-/// `slot` is a map value.
+/// How many vmap locks the current task holds that are spinlocks.
 #[inline(always)]
-pub(crate) unsafe fn spinlocks_held(slot: *const Slot) -> u64 {
+fn spinlocks_held() -> u64 {
+    let Some(slot) = slot::find() else { return 0 };
+    // SAFETY: the slot is a map value.
+    unsafe { (spinlocks_kept(slot) + holder::places_held((*slot).owner)) & 7 }
+}
+
+/// Those that the task keeps itself.
+#[inline(always)]
+unsafe fn spinlocks_kept(slot: *const Slot) -> u64 {
     let mut held = 0;
-    // SAFETY: the caller says that the slot is valid; the index is inside the array.
+    // SAFETY: the caller passes a map value; the index is inside the array.
     unsafe {
         if (*slot).in_use == 0 {
             return 0;
@@ -114,15 +117,9 @@ fn interrupts(ctx: Context) -> u64 {
 /// A lock was taken, or will be.
 #[inline(always)]
 pub(crate) fn acquired(caller: Caller, acquisition: Acquisition) {
-    let Acquisition {
-        how,
-        site,
-        spins,
-        spinlocks,
-    } = acquisition;
-    let known = bit(Word::Spinlock, any(spinlocks)) | interrupts_off(caller);
-    let beside = u64::from(spins) | spinlocks << 1;
-    count(caller.context(), site, how | beside << 32, known);
+    let Acquisition { how, site, spins } = acquisition;
+    let how = how | u64::from(spins) << 32;
+    count(caller.context(), site, how, interrupts_off(caller));
 }
 
 /// An op began, seen by its own hook.
@@ -134,7 +131,7 @@ pub(crate) fn entered(caller: Caller, op: Op) {
 }
 
 /// Among what stands above how: a task that may sleep is not worth counting.
-const ONLY_ATOMIC: u64 = 1 << 4;
+const ONLY_ATOMIC: u64 = 1 << 1;
 
 /// A function was called; a number stands for its address.
 #[inline(always)]
@@ -151,8 +148,7 @@ fn called(caller: Caller, function: u64, op: Op, only: u64) {
 }
 
 /// Counts at a site, in the contexts that are known and those that are seen here. How has above it
-/// whether the hook has preemption off, as one on an acquired spinlock, how many others the task
-/// holds, and [`ONLY_ATOMIC`].
+/// whether the hook has preemption off, as one on an acquired spinlock, and [`ONLY_ATOMIC`].
 ///
 /// A function of its own, which is verified apart.
 #[inline(never)]
@@ -161,7 +157,7 @@ fn count(ctx: Context, site: u64, how: u64, known: u64) -> u64 {
         return 0;
     };
     let (how, beside) = (how & 0xffff_ffff, how >> 32);
-    let (spins, spinlocks) = (beside & 1, beside >> 1 & 7);
+    let spins = beside & 1;
     // SAFETY: the table is a map value, the state a static; the helpers check addresses.
     unsafe {
         let preempt_count = preempt_count(table);
@@ -180,10 +176,17 @@ fn count(ctx: Context, site: u64, how: u64, known: u64) -> u64 {
         }
         let spinning = read_volatile(&raw const (*state).spinning);
         let sleeping = read_volatile(&raw const (*state).sleeping);
-        // What the task's own vmap spinlocks have off is told apart.
-        let base = choose(spins, spinning, sleeping) + spinlocks;
+        let base = choose(spins, spinning, sleeping);
         let no_rcu = read_volatile(&raw const (*state).rcu);
-        let contexts = told(preempt_count, base, rcu, no_rcu) | known;
+        let counts = preempt_count & audit::ALL;
+        let mut contexts = known;
+        // Nearly always nothing is beyond that of a task that may sleep, where the count tells of spinlocks.
+        if counts != base || rcu != no_rcu || spinning == 0 {
+            let spinlocks = spinlocks_held();
+            // What the task's own vmap spinlocks have off is told apart.
+            contexts |= told(counts, base + spinlocks, rcu, no_rcu);
+            contexts |= bit(Word::Spinlock, any(spinlocks));
+        }
         if contexts == 0 && beside & ONLY_ATOMIC != 0 {
             return 0;
         }
@@ -221,13 +224,9 @@ unsafe fn begin_row(ctx: Context, table: *mut AuditTable, key: u64, contexts: u6
     }
 }
 
-/// What is beyond that of a task that may sleep; nearly always nothing.
+/// What is beyond that of a task that may sleep.
 #[inline(always)]
-fn told(preempt_count: u64, base: u64, rcu: u64, no_rcu: u64) -> u64 {
-    let counts = preempt_count & audit::ALL;
-    if counts == base && rcu == no_rcu {
-        return 0;
-    }
+fn told(counts: u64, base: u64, rcu: u64, no_rcu: u64) -> u64 {
     let interrupt = bit(Word::Nmi, any(counts & audit::NMI))
         | bit(Word::Hardirq, any(counts & audit::HARDIRQ))
         | bit(Word::Softirq, any(counts & audit::SERVING_SOFTIRQ));

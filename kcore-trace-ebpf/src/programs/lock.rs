@@ -291,7 +291,7 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
             return;
         };
         if AUDITED {
-            audited(slot, taken, Class { cell: index, site }, caller);
+            audited(taken, Class { cell: index, site }, caller);
         }
         record::add(&raw mut (*counters).acquisitions, 1);
         node::acquired(cpu, index, taken.address);
@@ -342,22 +342,18 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
 
 /// Tells the audit where the lock was taken, or will be.
 #[inline(always)]
-unsafe fn audited(slot: *const Slot, taken: Taken, class: Class, caller: Caller) {
+fn audited(taken: Taken, class: Class, caller: Caller) {
     if !audit::looks() {
         return;
     }
     let op = class.cell % Op::COUNT as u32;
     let how = layout::audit::how(taken.lock, taken.mode, taken.tries, op.into());
-    // SAFETY: the caller passes a map value.
-    unsafe {
-        let acquisition = Acquisition {
-            how,
-            site: class.site,
-            spins: taken.spins,
-            spinlocks: (audit::spinlocks_held(slot) + holder::places_held((*slot).owner)) & 7,
-        };
-        audit::acquired(caller, acquisition);
-    }
+    let acquisition = Acquisition {
+        how,
+        site: class.site,
+        spins: taken.spins,
+    };
+    audit::acquired(caller, acquisition);
 }
 
 /// Room for a lock. A task that takes exclusively what it holds has released it unseen.
@@ -382,7 +378,7 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let class = classify::<true>(slot, taken, here, caller);
-        audited(slot, taken, class, caller);
+        audited(taken, class, caller);
         let Some(room) = slot::occupy(slot, taken.address, state::TRYING) else {
             return;
         };
