@@ -76,7 +76,7 @@ const fn bit(context: Word, set: u64) -> u64 {
 fn spinlocks_held() -> u64 {
     let Some(slot) = slot::find() else { return 0 };
     // SAFETY: the slot is a map value.
-    unsafe { (spinlocks_kept(slot) + holder::places_held((*slot).owner)) & 7 }
+    unsafe { spinlocks_kept(slot) + holder::places_held((*slot).owner) }
 }
 
 /// Those that the task keeps itself.
@@ -96,7 +96,7 @@ unsafe fn spinlocks_kept(slot: *const Slot) -> u64 {
             held += spins & (any(difference) ^ 1);
         }
     }
-    hidden(held) & 7
+    held
 }
 
 /// Interrupts that were off at the hook, as a context: a trampoline cannot tell.
@@ -180,7 +180,8 @@ fn count(ctx: Context, site: u64, how: u64, known: u64) -> u64 {
         let no_rcu = read_volatile(&raw const (*state).rcu);
         let counts = preempt_count & audit::ALL;
         let mut contexts = known;
-        // Nearly always nothing is beyond that of a task that may sleep, where the count tells of spinlocks.
+        // Nearly always nothing is beyond that of a task that may sleep. A spinlock that is held raises the
+        // count, but where the kernel keeps none, which is zero here then.
         if counts != base || rcu != no_rcu || spinning == 0 {
             let spinlocks = spinlocks_held();
             // What the task's own vmap spinlocks have off is told apart.
