@@ -71,7 +71,13 @@ static int once(void)
 		act();
 		local_irq_restore(flags);
 	} else if (!strcmp(context, "softirq")) {
+		/*
+		 * Here, and not in an interrupt of a kprobe's program, in
+		 * which the kernel runs no other.
+		 */
+		local_bh_disable();
 		tasklet_schedule(&tasklet);
+		local_bh_enable();
 		tasklet_kill(&tasklet);
 	} else if (!strcmp(context, "hardirq")) {
 		irq_work_queue(&work);
