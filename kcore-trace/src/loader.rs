@@ -7,6 +7,7 @@
 //! Invariant: only programs of the plan are loaded. Maps are complete before the first attach.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::thread;
@@ -63,7 +64,8 @@ pub struct ProgramCost {
     pub name: String,
     pub runs: u64,
     pub run_ns: u64,
-    /// Runs that the kernel skipped. Kernels before 5.12 do not count them.
+    /// Runs that the kernel skipped. Kernels before 5.12 do not count them, by kprobe none before
+    /// 6.7.
     pub recursion_misses: u64,
 }
 
@@ -114,6 +116,8 @@ pub struct Session {
     /// Reads what the programs log; nothing where diagnostics are off.
     logger: Option<EbpfLogger<&'static dyn Log>>,
     loaded: Vec<String>,
+    /// The links of programs by kprobe, where the kernel counts what they miss.
+    kprobes: Vec<(String, OwnedFd)>,
     /// Whether holds of spinlocks are kept at their places.
     holds_at_place: bool,
     /// The plan, with what turned out to be missing.
@@ -140,6 +144,7 @@ impl Session {
             holds_at_place: constants.flags[flag::HOLDS_AT_PLACE] != 0,
             logger: logger.context("failed to read the log of the programs")?,
             loaded: Vec::new(),
+            kprobes: Vec::new(),
             plan,
         };
         session.fill_sites(addresses)?;
@@ -152,6 +157,7 @@ impl Session {
             contexts::prepare(&mut session, preempt_counts)?;
         }
         session.attach_all(addresses)?;
+        session.watch_kprobes();
         if audits {
             session.calibrate_contexts();
         }
@@ -189,6 +195,37 @@ impl Session {
         let hook = hook.to_owned();
         let missing = &mut self.plan.coverage.missing;
         missing.push(Missing { hook, reason });
+    }
+
+    /// Keeps the links of kprobes at hand, to ask what they missed, or says that nobody knows.
+    fn watch_kprobes(&mut self) {
+        let by_kprobe: HashMap<u32, &String> = self
+            .loaded
+            .iter()
+            .filter_map(|name| match self.object.program(name)? {
+                program @ Program::KProbe(_) => Some((information(program)?.id, name)),
+                _ => None,
+            })
+            .collect();
+        if by_kprobe.is_empty() {
+            return;
+        }
+        let ours = aya::programs::loaded_links().filter_map(|link| {
+            let link = link.ok()?;
+            let name = by_kprobe.get(&link.program_id())?;
+            let link = syscall::open_link(link.id()).ok()?;
+            syscall::missed_kprobes(link.as_fd()).ok()??;
+            Some(((*name).clone(), link))
+        });
+        let links: Vec<_> = ours.collect();
+        let all = links.len() == by_kprobe.len();
+        self.kprobes = links;
+        if !all {
+            let reason = "this kernel does not count them (6.7 does): where a probe is passed in an \
+                          interrupt of another, or by more tasks at once than it has instances for \
+                          their returns, its program does not run";
+            self.miss("skipped runs of kprobes", reason.into());
+        }
     }
 
     /// What the programs count.
@@ -236,11 +273,14 @@ impl Session {
     pub(crate) fn program_costs(&self) -> Vec<ProgramCost> {
         let cost = |name: &String| {
             let info = information(self.object.program(name)?)?;
+            let links = self.kprobes.iter().filter(|(program, _)| program == name);
+            let missed =
+                links.filter_map(|(_, link)| syscall::missed_kprobes(link.as_fd()).ok()?);
             Some(ProgramCost {
                 name: name.clone(),
                 runs: info.run_cnt,
                 run_ns: info.run_time_ns,
-                recursion_misses: info.recursion_misses,
+                recursion_misses: info.recursion_misses + missed.sum::<u64>(),
             })
         };
         self.loaded.iter().filter_map(cost).collect()

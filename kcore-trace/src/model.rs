@@ -274,9 +274,9 @@ pub struct Nodes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Loss {
-    /// Runs of our programs that the kernel skipped because the program was already running on
-    /// that CPU, or for want of a kretprobe instance. An upper bound: the hooks are passed by
-    /// every lock of the kernel, not only by the ones measured.
+    /// Runs of our programs that the kernel skipped because the program (by kprobe: any program by
+    /// kprobe) was already running on that CPU, or for want of a kretprobe instance. An upper bound:
+    /// the hooks are passed by every lock of the kernel, not only by the ones measured.
     pub recursion_misses: u64,
     /// Samples whose count and sum were kept but that found no histogram or no task slot free.
     pub map_full: u64,

@@ -1,13 +1,14 @@
-//! The bpf system call, for what aya does not offer: tries, test runs, batches, statistics.
+//! The bpf system call, for what aya does not offer: tries, test runs, batches, statistics,
+//! what a link missed.
 //!
 //! In: a command and its attributes. Out: what the kernel returned, or its error.
 //! Commands and attributes: `include/uapi/linux/bpf.h`.
 
 use std::io;
-use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::mem::{offset_of, size_of, zeroed};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
 
 /// Attributes of which nothing is set.
 pub(crate) fn attributes() -> bpf_attr {
@@ -44,3 +45,39 @@ pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info>
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
 }
+
+/// Opens a link by its id. It stays attached as long as this is open.
+pub(crate) fn open_link(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = attributes();
+    attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
+    // SAFETY: the attributes hold no pointer.
+    let fd = unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }?;
+    // SAFETY: the kernel has just opened it, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How often a kprobe was passed and its program did not run: a kprobe was being handled on the CPU,
+/// or no instance was left for the return (`trace_kprobe_missed` in `kernel/trace/trace_kprobe.c`).
+/// Nothing if the kernel does not tell: before 6.7 the struct had no such field, and was shorter.
+pub(crate) fn missed_kprobes(link: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    // SAFETY: plain data, for which zero is a valid value.
+    let mut info: bpf_link_info = unsafe { zeroed() };
+    let mut attr = attributes();
+    attr.info.bpf_fd = link.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    // SAFETY: the buffer is as long as it is said to be.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    // SAFETY: the kernel wrote how much it filled in, as of a link to a kprobe.
+    let (known, missed) = unsafe {
+        let event = &info.__bindgen_anon_1.perf_event;
+        (attr.info.info_len, event.__bindgen_anon_1.kprobe.missed)
+    };
+    Ok((known as usize >= MISSED_END).then_some(missed))
+}
+
+/// Where the field ends in `struct bpf_link_info`, which grew by it.
+const MISSED_END: usize = offset_of!(
+    bpf_link_info,
+    __bindgen_anon_1.perf_event.__bindgen_anon_1.kprobe.missed
+) + size_of::<u64>();

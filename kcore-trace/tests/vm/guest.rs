@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{bench, load, reference, script, session};
+use crate::{bench, load, reference, script, session, stuck};
 
 /// The first argument that makes this binary the command-line tool: a case runs
 /// `/proc/self/exe kcore-trace record …`.
@@ -265,6 +265,7 @@ pub(crate) fn main(cases: &[Case], tool: Tool) -> ExitCode {
         Some(TOOL) => tool(arguments[1..].to_vec()),
         _ if std::process::id() == 1 => as_init(cases),
         Some(load::MODULE) => load::main(&arguments[2..]),
+        Some(stuck::READERS) => stuck::main(&arguments[2..]),
         Some(reference::WATCHED) => reference::main(&arguments[2..]),
         Some("--native") => {
             let filter = arguments

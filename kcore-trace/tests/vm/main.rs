@@ -11,6 +11,7 @@ mod load;
 mod reference;
 mod script;
 mod session;
+mod stuck;
 mod tool;
 
 use std::process::ExitCode;
@@ -228,6 +229,11 @@ const CASES: &[Case] = &[
     )
     .alone(),
     case(
+        "kprobe_says_what_the_kernel_skipped_or_that_nobody_knows",
+        inside::kprobe_skips,
+    )
+    .alone(),
+    case(
         "kprobe_counts_the_locks_of_every_block",
         blocks::kprobe_blocks,
     )
@@ -309,6 +315,7 @@ const CASES: &[Case] = &[
     )
     .alone()
     .for_every_type(),
+    case("fentry_skips_no_read", inside::fentry_skips).alone(),
     case(
         "a_read_is_counted_however_many_readers_there_are",
         inside::many_readers,

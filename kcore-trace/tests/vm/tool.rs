@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::load as load_module;
-use crate::{guest, reference, session};
+use crate::{guest, reference, session, stuck};
 
 /// Where the tool of this binary can be run from.
 pub(crate) const EXE: &str = "/proc/self/exe";
@@ -122,6 +122,11 @@ pub(crate) fn recorded_load(flags: Flags, load: &[&str]) -> Result<Report> {
 /// The same, with the events of the reference on meanwhile.
 pub(crate) fn recorded_watched(flags: Flags, load: &[&str]) -> Result<Report> {
     session::record(flags, &[&[reference::WATCHED, "stress"], load].concat())
+}
+
+/// Records reads of /proc/kcore that are all in the kernel at the same time, with these flags.
+pub(crate) fn recorded_stuck(flags: Flags, readers: &str) -> Result<Report> {
+    session::record(flags, &[stuck::READERS, readers])
 }
 
 /// Records the load that a module is, with these flags.

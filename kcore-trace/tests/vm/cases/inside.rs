@@ -20,6 +20,10 @@ const PAGE_BYTES: u64 = 4096;
 const MANY: &[&str] = &["--kcore", "560", "--ops", "1"];
 const MANY_READERS: u64 = 560;
 
+/// More than a kprobe can await the return of.
+const STUCK: &str = "50";
+const STUCK_READERS: u64 = 50;
+
 pub(crate) fn fentry_faults(guest: &mut Guest) -> Result<Outcome> {
     faults(&tool::recorded_load(fentry_flags(guest), UNTOUCHED)?)
 }
@@ -185,6 +189,34 @@ pub(crate) fn many_readers(guest: &mut Guest) -> Result<Outcome> {
         unnamed.abs_diff(report.loss("unnamed_reads")) <= lack,
         "{unnamed} reads of others, and the loss is {}",
         report.loss("unnamed_reads")
+    );
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_skips(guest: &mut Guest) -> Result<Outcome> {
+    let report = tool::recorded_stuck(fentry_flags(guest), STUCK)?;
+    let reads = of_readers(&report, "reads");
+    ensure!(reads >= STUCK_READERS, "{reads} reads of {STUCK_READERS}");
+    Ok(Outcome::Passed)
+}
+
+/// A kprobe at a return has ten instances, or two a CPU (`kernel/kprobes.c`).
+pub(crate) fn kprobe_skips(guest: &mut Guest) -> Result<Outcome> {
+    let report = tool::recorded_stuck(kprobe_flags(guest), STUCK)?;
+    let reads = of_readers(&report, "reads");
+    ensure!(reads < STUCK_READERS, "all {reads} reads were seen");
+    let unseen = STUCK_READERS - reads;
+    let skipped = report.loss("recursion_misses");
+    let mut missing = report.rows_of(&["coverage", "missing"]);
+    let nobody_knows = missing.any(|missing| missing["hook"] == "skipped runs of kprobes");
+    let release = guest.kernel_release();
+    // The kernel tells since 6.7.
+    let tells = !["5.10.", "6.1."].iter().any(|old| release.starts_with(old));
+    let least = if tells { unseen } else { 0 };
+    ensure!(
+        skipped >= least && nobody_knows != tells,
+        "{unseen} of {STUCK_READERS} reads were not seen, {skipped} runs were skipped: {}",
+        report.0["coverage"]["missing"]
     );
     Ok(Outcome::Passed)
 }
