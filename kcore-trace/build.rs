@@ -11,6 +11,9 @@ use object::build::elf::{Builder, SectionData};
 /// What to do when the linker of BPF objects is not there.
 const REMEDY: &str = "run `cargo xtask setup`, which installs it and prints the PATH to use";
 
+/// With conditional jumps by "less than", and 32-bit arithmetic: Linux 5.1 and later know both.
+const PROCESSOR: &str = "-Ctarget-cpu=v2";
+
 fn main() -> Result<()> {
     let object = PathBuf::from(env::var("OUT_DIR")?).join("probes");
     if is_linted() {
@@ -26,7 +29,16 @@ fn main() -> Result<()> {
     }
     // SAFETY: a build script has one thread here. `core` is built from source for the BPF target,
     // which stable Rust does only when it is told that it may.
-    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    unsafe {
+        env::set_var("RUSTC_BOOTSTRAP", "1");
+        env::set_var("CARGO_UNSTABLE_PROFILE_RUSTFLAGS", "true");
+        env::set_var("CARGO_PROFILE_RELEASE_RUSTFLAGS", PROCESSOR);
+        // Build scripts and macros run here. Something has to be set, or they get the same.
+        env::set_var(
+            "CARGO_PROFILE_RELEASE_BUILD_OVERRIDE_RUSTFLAGS",
+            "-Copt-level=0",
+        );
+    };
     let programs = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../kcore-trace-ebpf");
     let root_dir = programs
         .to_str()
