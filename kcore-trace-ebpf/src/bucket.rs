@@ -20,43 +20,66 @@ pub const COUNT: usize = OCTAVES * SUB as usize;
 /// The bucket of a duration in nanoseconds.
 #[inline(always)]
 pub fn index(value_ns: u64) -> u32 {
-    index_by(value_ns, |byte| EXPONENTS[(byte & 0xff) as usize].into()) as u32
+    let entry = |index: u64| SHORT[(index & (SHORT_NS - 1)) as usize].into();
+    index_by(value_ns, entry, |byte| exponent(byte, entry)) as u32
 }
 
-/// The same, with the exponent of a byte from a copy of [`EXPONENTS`].
+/// The same, with copies of [`SHORT`] and of [`exponent`].
 ///
 /// The verifier cannot follow the bound of a `leading_zeros`, whose check LLVM removes, and halving
 /// takes three times as many instructions as a table.
 #[inline(always)]
-pub fn index_by(value_ns: u64, exponent_of: impl Fn(u64) -> u64) -> u64 {
-    // Beyond the lowest SUB_BITS, the byte with the highest bit: a shift by a constant each, since one by a
-    // register is six instructions of x86-64.
-    let (below, byte) = if value_ns >> (SUB_BITS + 8) == 0 {
-        (0, value_ns >> SUB_BITS)
-    } else if value_ns >> (SUB_BITS + 16) == 0 {
-        (8, value_ns >> (SUB_BITS + 8))
-    } else if value_ns >> (SUB_BITS + 24) == 0 {
-        (16, value_ns >> (SUB_BITS + 16))
+pub fn index_by(
+    value_ns: u64,
+    short: impl Fn(u64) -> u64,
+    exponent_of: impl Fn(u64) -> u64,
+) -> u64 {
+    if value_ns < SHORT_NS {
+        return short(value_ns);
+    }
+    // Else by the byte with the highest bit: a shift by a constant each, since one by a register is six
+    // instructions of x86-64.
+    let (bits, byte) = if value_ns >> (SHORT_BITS + 8) == 0 {
+        (SHORT_BITS, value_ns >> SHORT_BITS)
+    } else if value_ns >> (SHORT_BITS + 16) == 0 {
+        (SHORT_BITS + 8, value_ns >> (SHORT_BITS + 8))
     } else if value_ns >> MAX_BITS == 0 {
-        (24, value_ns >> (SUB_BITS + 24))
+        (SHORT_BITS + 16, value_ns >> (SHORT_BITS + 16))
     } else {
         return COUNT as u64 - 1;
     };
-    let shift = below + exponent_of(byte);
-    // The top SUB_BITS + 1 bits of the value, of which the first is set but where nothing is shifted.
+    let shift = u64::from(bits - SUB_BITS) + exponent_of(byte);
+    // The top SUB_BITS + 1 bits of the value, of which the first is set.
     shift * SUB as u64 + (value_ns >> shift)
 }
 
-/// The exponent of the highest power of two in a byte; of none, 0.
-pub const EXPONENTS: [u8; 256] = {
-    let mut exponents = [0; 256];
-    let mut byte = 1;
-    while byte < exponents.len() {
-        exponents[byte] = byte.ilog2() as u8;
-        byte += 1;
+/// log2 of [`SHORT_NS`].
+const SHORT_BITS: u32 = 12;
+const _: () = assert!(SHORT_BITS + 24 == MAX_BITS);
+/// Durations below it have their bucket in a table: nearly all of a spinlock.
+pub const SHORT_NS: u64 = 1 << SHORT_BITS;
+
+/// The bucket of each short duration.
+pub const SHORT: [u8; SHORT_NS as usize] = {
+    let mut buckets = [0; SHORT_NS as usize];
+    let mut ns = 0;
+    while ns < buckets.len() {
+        let shift = match ns.checked_ilog2() {
+            Some(exponent) if exponent > SUB_BITS => exponent - SUB_BITS,
+            _ => 0,
+        };
+        buckets[ns] = (shift * SUB) as u8 + (ns >> shift) as u8;
+        ns += 1;
     }
-    exponents
+    buckets
 };
+
+/// The exponent of the highest power of two in a byte; of none, 0. It is the number of the octave
+/// in which sixteen times the byte is.
+#[inline(always)]
+pub fn exponent(byte: u64, entry: impl Fn(u64) -> u64) -> u64 {
+    entry(byte << (SUB_BITS - 1)) >> SUB_BITS
+}
 
 /// The smallest duration in nanoseconds that falls into a bucket.
 pub const fn lower(index: u32) -> u64 {

@@ -145,7 +145,7 @@ impl Cpu {
         if number == 0 {
             return miss(miss::NO_HISTOGRAM);
         }
-        let bucket = bucket::index_by(ns, exponent).wrapping_add(unknown_zero());
+        let bucket = bucket::index_by(ns, short, exponent);
         let octave =
             (u64::from(number) - 1) * bucket::OCTAVES as u64 + bucket / u64::from(bucket::SUB);
         if let Some(octave) = HISTS.get_ptr_mut(octave as u32 * cpus() + self.id) {
@@ -195,14 +195,19 @@ pub(crate) fn occurs(cell: u32) -> u64 {
     0
 }
 
-#[unsafe(no_mangle)]
-static EXPONENTS: [u8; 256] = bucket::EXPONENTS;
+static SHORT: [u8; bucket::SHORT.len()] = bucket::SHORT;
+
+/// The bucket of a duration that is short.
+#[inline(always)]
+fn short(ns: u64) -> u64 {
+    // SAFETY: inside the table.
+    unsafe { read_volatile(SHORT.as_ptr().add(ns as usize)).into() }
+}
 
 #[inline(always)]
 fn exponent(byte: u64) -> u64 {
-    // SAFETY: the index is inside the table; hidden from the compiler, or it removes the mask that
-    // tells the verifier so.
-    unsafe { read_volatile(EXPONENTS.as_ptr().add((hidden(byte) & 0xff) as usize)).into() }
+    // Hidden from the compiler, or it removes the mask that tells the verifier that it is a byte.
+    bucket::exponent(hidden(byte) & 0xff, short)
 }
 
 /// Adds to a counter.
