@@ -11,10 +11,10 @@ use crate::words::{Lock, Op, cell};
 pub const SITES: usize = 128;
 /// Cached call sites; a power of two.
 pub const SITE_CACHE: usize = 256;
-/// Task slots of one hash value.
-pub const SLOT_WAYS: usize = 4;
-/// Sets of task slots unless userspace asks for more; a power of two.
-pub const SLOT_SETS: u32 = 256;
+/// Task slots that one task may have; a power of two.
+pub const SLOT_WAYS: u32 = 4;
+/// Task slots unless userspace asks for more; a power of two.
+pub const SLOTS: u32 = 1024;
 /// Locks that one task can hold or wait for at once and be followed.
 /// The deepest nesting known is three (`vmap_purge_lock`, `vmap_block.lock`, a queue's lock).
 pub const HELD: usize = 6;
@@ -25,9 +25,18 @@ pub const FRAMES: usize = 16;
 /// Histograms there are per CPU, for waits and holds of those cells that occur and for ops.
 pub const HISTOGRAMS: u32 = 97;
 
-/// The histogram of each series, plus one; zero for none. The last two are always zero, which the verifier
-/// cannot know.
+/// The first octave of the histogram of each series among those of all histograms, or [`no_histogram`]. The
+/// last two are always zero, which the verifier cannot know.
 pub type HistogramOf = [u32; series::ALWAYS_ZERO + 2];
+
+/// Octaves of all histograms.
+pub const ALL_OCTAVES: u32 = HISTOGRAMS * bucket::OCTAVES as u32;
+
+/// Stands for the first octave where there is no histogram: none of the octaves from there on exists on any
+/// of so many CPUs.
+pub const fn no_histogram(cpus: u32) -> u32 {
+    u32::MAX / cpus - bucket::OCTAVES as u32
+}
 
 /// One histogram: the samples in each bucket, wrapping.
 pub type Histogram = [u32; bucket::COUNT];
@@ -40,10 +49,13 @@ pub type Octave = [u32; bucket::SUB as usize];
 pub mod series {
     use super::{Op, cell};
 
-    /// How many there are.
-    pub const COUNT: usize = 2 * cell::COUNT + Op::COUNT;
+    /// Room for all cells and for all ops: powers of two, so that a mask keeps a number inside.
+    pub const CELLS: usize = cell::COUNT.next_power_of_two();
+    pub const OPS: usize = Op::COUNT.next_power_of_two();
+    /// How many there are, and are not used.
+    pub const COUNT: usize = 2 * CELLS + OPS;
     /// Where there is none any more, at a multiple of eight bytes.
-    pub const ALWAYS_ZERO: usize = COUNT.next_multiple_of(2);
+    pub const ALWAYS_ZERO: usize = COUNT;
 
     /// The waits of a cell.
     #[inline(always)]
@@ -54,13 +66,13 @@ pub mod series {
     /// The holds of a cell.
     #[inline(always)]
     pub const fn hold(cell: usize) -> usize {
-        cell::COUNT + cell
+        CELLS + cell
     }
 
     /// The latency of an op.
     #[inline(always)]
     pub const fn op(op: usize) -> usize {
-        2 * cell::COUNT + op
+        2 * CELLS + op
     }
 }
 
@@ -143,9 +155,10 @@ const _: () = assert!(size_of::<BlameRow>() == 320);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Place {
-    /// The number of the latest turn, twice, and one more while it goes on.
+    /// The number of the latest turn, twice, and one more while it goes on; zero if there was none.
     pub latest: u32,
-    /// The lock's [`blame::name`]; zero if there was no turn.
+    /// The [`blame::name`] of the lock whose turn it is. Where there are no nodes, that of a spinlock with
+    /// a fixed address is written by userspace, and once.
     pub name: u32,
     /// The cell of the latest turn.
     pub cell: u32,
@@ -163,6 +176,10 @@ pub struct Place {
     pub asking: u32,
     /// The turn that somebody waits for. Kept where stacks are.
     pub waited_for: u32,
+    /// The CPU that it began on, where the hold is kept here: a spinlock's ends there.
+    pub cpu: u32,
+    /// Where the counters of the cell are on that CPU.
+    pub counters: u32,
     pub unused: u32,
 }
 
@@ -178,6 +195,8 @@ impl Place {
         sharing: 0,
         asking: 0,
         waited_for: 0,
+        cpu: 0,
+        counters: 0,
         unused: 0,
     };
 
@@ -717,9 +736,6 @@ pub struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 40 + 2 * 24 + 56 + 16 + HELD * 48);
 
-/// The slots of one hash value.
-pub type SlotSet = [Slot; SLOT_WAYS];
-
 /// The text range of a function that takes a lock or is on the way to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -758,14 +774,15 @@ pub mod constant {
     pub const BLOCKS: u8 = 2;
     pub const TEXT: u8 = 3;
     pub const FLAGS: u8 = 4;
-    pub const NUMBERS: u8 = 5;
-    pub const ARRAYS: usize = 6;
+    pub const ARRAYS: usize = 5;
 
-    /// Number of sets of task slots less one.
-    pub const SET_MASK: usize = 0;
-    /// Number of possible CPUs.
-    pub const CPUS: usize = 1;
-    pub const COUNT: usize = 2;
+    /// Numbers that an instruction calculates with.
+    ///
+    /// Task slots less one.
+    pub const SLOT_MASK: u32 = 0;
+    /// Possible CPUs.
+    pub const CPUS: u32 = 1;
+    pub const NUMBERS: usize = 2;
 
     const MARK: u64 = 0x6b63_6f72_0000_0000;
 
@@ -773,6 +790,22 @@ pub mod constant {
     pub const fn mark(array: u8, index: usize) -> u64 {
         assert!(index < 1 << 8);
         MARK | (array as u64) << 8 | index as u64
+    }
+
+    const SHORT_MARK: u32 = 0x6b63_7400;
+
+    /// Stands for a number in an instruction that calculates with it.
+    pub const fn short_mark(number: u32) -> u32 {
+        SHORT_MARK | number
+    }
+
+    /// The number that the immediate of a calculation stands for, if it does.
+    pub const fn short_marked(immediate: u32) -> Option<usize> {
+        let number = (immediate ^ SHORT_MARK) as usize;
+        match number < NUMBERS {
+            true => Some(number),
+            false => None,
+        }
     }
 
     /// The array and the index that an immediate stands for, if it does.

@@ -17,8 +17,8 @@ use aya::maps::Array;
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, ActiveCells, AuditRow, AuditTable, BlameRow, CellCounters,
     CopyCounters, CpuCounters, Durations, Holders, InsideCounters, NodeCounters, OpCounters,
-    RareCounters, ReaderRow, SLOT_WAYS, Slot, SlotSet, Stack, WORST, WorstStacks, WorstTable,
-    WorstWait, blame, miss, node, state,
+    RareCounters, ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, miss,
+    node, state,
 };
 use kcore_trace_ebpf::words::{Destination, Op, cell};
 
@@ -33,7 +33,7 @@ pub struct Counters {
     rare: Groups<RareCounters>,
     /// The cells that have counted something, in the order in which they were found.
     active: Vec<usize>,
-    tasks: Mapped<SlotSet>,
+    tasks: Mapped<Slot>,
     nodes: Mapped<NodeCounters>,
     blame: Groups<BlameRow>,
     inside: Mapped<InsideCounters>,
@@ -50,12 +50,12 @@ pub struct Counters {
 /// The section of the programs that says which cells occur.
 const ACTIVE: &str = ".bss.active";
 /// The section of the programs that says who holds a lock.
-const HOLDERS: &str = ".bss.holders";
+pub(crate) const HOLDERS: &str = ".bss.holders";
 
-/// A value of the contract, for reading a map.
+/// A value of the contract, for reading a map and for writing it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Whole<T>(T);
+pub(crate) struct Whole<T>(pub(crate) T);
 
 // SAFETY: an array of integers.
 unsafe impl aya::Pod for Whole<ActiveCells> {}
@@ -399,14 +399,7 @@ impl Counters {
             let cells = places.iter().filter_map(|place| place.holds());
             holds.extend(cells.map(|cell| cell as usize));
         }
-        let first = |set: *mut SlotSet| set.cast::<Slot>();
-        let slots = self.tasks.iter().flat_map(|set| {
-            (0..SLOT_WAYS).map(move |way| {
-                // SAFETY: inside the set.
-                unsafe { first(set).add(way) }
-            })
-        });
-        for slot in slots {
+        for slot in self.tasks.iter() {
             // SAFETY: a value of the map, plain integers.
             let in_use = unsafe { read_volatile(&raw const (*slot).in_use) };
             if in_use == 0 {
@@ -445,7 +438,7 @@ impl Counters {
 // SAFETY: integers only.
 unsafe impl Plain for CpuCounters {}
 // SAFETY: integers only.
-unsafe impl Plain for SlotSet {}
+unsafe impl Plain for Slot {}
 // SAFETY: integers only.
 unsafe impl Plain for NodeCounters {}
 // SAFETY: integers only.

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::Array;
 use kcore_trace_ebpf::bucket::{self, OCTAVES};
-use kcore_trace_ebpf::layout::{HISTOGRAMS, Histogram, HistogramOf, Octave, series};
+use kcore_trace_ebpf::layout::{ALL_OCTAVES, Histogram, HistogramOf, Octave, no_histogram, series};
 
 use crate::mapped::{Groups, Plain};
 
@@ -28,10 +28,10 @@ const SUB: usize = bucket::SUB as usize;
 /// A value of the contract, for writing a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Numbers(HistogramOf);
+struct Octaves(HistogramOf);
 
 // SAFETY: an array of integers.
-unsafe impl aya::Pod for Numbers {}
+unsafe impl aya::Pod for Octaves {}
 
 // SAFETY: integers only.
 unsafe impl Plain for Octave {}
@@ -40,8 +40,8 @@ unsafe impl Plain for Octave {}
 pub(crate) struct Histograms {
     /// By number of the histogram and of the octave.
     octaves: Groups<Octave>,
-    /// Which one each series has, plus one, as the kernel's side sees it.
-    numbers: HistogramOf,
+    /// The first octave of each series, as the kernel's side sees it.
+    first: HistogramOf,
     series: BTreeMap<usize, Series>,
 }
 
@@ -55,38 +55,54 @@ struct Series {
     recent: [Range<usize>; 2],
 }
 
+/// Says to the programs that no series has a histogram yet.
+pub(crate) fn prepare(object: &mut Ebpf, cpus: u32) -> Result<()> {
+    write(object, none(cpus))
+}
+
+fn none(cpus: u32) -> HistogramOf {
+    let mut none = [no_histogram(cpus); _];
+    none[series::ALWAYS_ZERO..].fill(0);
+    none
+}
+
+fn write(object: &mut Ebpf, first: HistogramOf) -> Result<()> {
+    let map = object.map_mut(HIST_OF);
+    let map = map.with_context(|| format!("no map `{HIST_OF}`"))?;
+    let mut map: Array<_, Octaves> = Array::try_from(map)?;
+    map.set(0, Octaves(first), 0)
+        .context("failed to hand out histograms")
+}
+
 impl Histograms {
     pub(crate) fn new(object: &Ebpf, cpus: usize) -> Result<Self> {
         Ok(Self {
             octaves: Groups::new(object, "HISTS", cpus)?,
-            numbers: [0; series::ALWAYS_ZERO + 2],
+            first: none(cpus as u32),
             series: BTreeMap::new(),
         })
     }
 
     /// Gives histograms to series, as long as there are some.
     pub(crate) fn hand_out(&mut self, object: &mut Ebpf, wanted: &[usize]) -> Result<()> {
-        let mut next = self.numbers.iter().max().copied().unwrap_or(0);
+        let handed_out = (0..series::COUNT).filter(|&series| self.has(series));
+        let mut next = handed_out.count() as u32 * OCTAVES as u32;
         let before = next;
         for &series in wanted {
-            if self.numbers[series] == 0 && next < HISTOGRAMS {
-                next += 1;
-                self.numbers[series] = next;
+            if !self.has(series) && next < ALL_OCTAVES {
+                self.first[series] = next;
+                next += OCTAVES as u32;
             }
         }
         if next == before {
             return Ok(());
         }
-        let map = object.map_mut(HIST_OF);
-        let map = map.with_context(|| format!("no map `{HIST_OF}`"))?;
-        let mut map: Array<_, Numbers> = Array::try_from(map)?;
-        map.set(0, Numbers(self.numbers), 0)
-            .context("failed to hand out histograms")
+        write(object, self.first)
     }
 
     /// Whether a series has one.
     pub(crate) fn has(&self, series: usize) -> bool {
-        self.numbers[series] != 0
+        self.first[series] < ALL_OCTAVES
     }
 
     /// Gives back memory that nothing was read from since the last call.
@@ -102,9 +118,10 @@ impl Histograms {
         expected: &Expected,
         cpus: usize,
     ) -> Result<Vec<u64>> {
-        let Some(number) = self.numbers[series].checked_sub(1) else {
+        if !self.has(series) {
             return Ok(Vec::new());
-        };
+        }
+        let first = self.first[series] as usize;
         let before = self.series.entry(series).or_insert_with(|| Series {
             buckets: Box::new([0; bucket::COUNT]),
             samples: 0,
@@ -119,7 +136,7 @@ impl Histograms {
         while (found < wanted || expected.everything)
             && let Some(octave) = octaves.next()
         {
-            let group = number as usize * OCTAVES + octave;
+            let group = first + octave;
             self.octaves.map(group)?;
             let buckets = octave * SUB..(octave + 1) * SUB;
             let before = &mut before.buckets[buckets.clone()];

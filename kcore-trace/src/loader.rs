@@ -20,8 +20,8 @@ use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
-    HISTOGRAMS, HOLDER_STACKS, READERS, SITES, SLOT_SETS, SiteRange, SiteTable, address, audit,
-    blame, block, constant, flag, node, read, text,
+    HISTOGRAMS, HOLDER_STACKS, Place, READERS, SITES, SLOTS, SiteRange, SiteTable, address, audit,
+    blame, block, constant, flag, holder, node, read, text,
 };
 use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Op, Source, cell};
 use log::Log;
@@ -30,8 +30,9 @@ use nix::unistd::chroot;
 use thiserror::Error;
 
 use crate::contexts;
-use crate::counters::Counters;
+use crate::counters::{self, Counters, Whole};
 use crate::diagnostics;
+use crate::histograms;
 use crate::host;
 use crate::kernel::{Addresses, Facts, PerCpu, bpf};
 use crate::model::{Level, Missing};
@@ -148,6 +149,8 @@ impl Session {
             plan,
         };
         session.fill_sites(addresses)?;
+        session.fill_places(&constants)?;
+        histograms::prepare(&mut session.object, possible_ids(facts))?;
         let preempt_counts = addresses.preempt_count;
         let audits = !session.plan.contexts.is_empty();
         if let Some(preempt_counts) = preempt_counts
@@ -323,6 +326,25 @@ impl Session {
             .context("failed to write the table of call sites")
     }
 
+    /// Names the spinlocks at whose places their holds are kept.
+    fn fill_places(&mut self, constants: &Constants) -> Result<()> {
+        if !self.holds_at_place {
+            return Ok(());
+        }
+        let mut places = Box::new([Place::NEVER; holder::PLACES]);
+        for (lock, index) in [
+            (Lock::VmapArea, address::SPIN_VMAP_AREA),
+            (Lock::FreeVmapArea, address::SPIN_FREE_VMAP_AREA),
+            (Lock::PurgeVmapArea, address::SPIN_PURGE_VMAP_AREA),
+        ] {
+            let place = holder::fixed(lock as u64) as usize;
+            places[place].name = blame::name(constants.locks[index]);
+        }
+        let mut map = self.array_mut(counters::HOLDERS)?;
+        map.set(0, Whole(*places), 0)
+            .context("failed to name the spinlocks")
+    }
+
     fn attach_all(&mut self, addresses: &Addresses) -> Result<()> {
         let types = addresses.types.as_deref();
         let btf = types
@@ -484,7 +506,6 @@ fn load_object(
     addresses: &Addresses,
 ) -> Result<Ebpf> {
     let cpus = possible_ids(facts);
-    let sets = slot_sets(cpus);
     // A map has one entry at least.
     let node_counters = (cpus * constants.nodes[node::COUNTERS] as u32).max(1);
     let blame_rows = match constants.knows_holders() {
@@ -506,6 +527,7 @@ fn load_object(
         bpf::name_variable(object.to_mut(), audit::VARIABLE, variable);
     }
     bpf::replace_constants(object.to_mut(), |mark| constants.value(mark));
+    bpf::replace_numbers(object.to_mut(), |mark| constants.number(mark));
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
@@ -515,7 +537,7 @@ fn load_object(
         .override_global("ACQUIRE", &addresses.acquire, true)
         .override_global("READS", &constants.reads, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
-        .map_max_entries("TASKS", sets)
+        .map_max_entries("TASKS", slots(cpus))
         .map_max_entries("COUNTERS", cpus)
         .map_max_entries("CELLS", cpus * cell::COUNT as u32)
         .map_max_entries("RARE", cpus * cell::COUNT as u32)
@@ -533,9 +555,9 @@ fn load_object(
         .context("failed to create the maps")
 }
 
-/// How many sets of task slots there are.
-fn slot_sets(cpus: u32) -> u32 {
-    cpus.saturating_mul(4).next_power_of_two().max(SLOT_SETS)
+/// How many task slots there are.
+fn slots(cpus: u32) -> u32 {
+    cpus.saturating_mul(16).next_power_of_two().max(SLOTS)
 }
 
 /// One more than the highest id of a CPU, which is what counters are indexed by: ids can have gaps,
@@ -554,7 +576,7 @@ struct Constants {
     text: [u64; text::COUNT],
     flags: [u64; flag::COUNT],
     reads: [u64; read::COUNT],
-    numbers: [u64; constant::COUNT],
+    numbers: [u32; constant::NUMBERS],
     /// The BTF id of the variable that has the preempt count, where it may be read by its type.
     preempt_count: Option<u32>,
 }
@@ -563,8 +585,8 @@ impl Constants {
     fn new(plan: &Plan, facts: &Facts, addresses: &Addresses) -> Self {
         let mut constants = Self::default();
         let cpus = possible_ids(facts);
-        constants.numbers[constant::CPUS] = cpus.into();
-        constants.numbers[constant::SET_MASK] = u64::from(slot_sets(cpus) - 1);
+        constants.numbers[constant::CPUS as usize] = cpus;
+        constants.numbers[constant::SLOT_MASK as usize] = slots(cpus) - 1;
         constants.set_locks(plan, addresses);
         constants.set_nodes(plan, facts, addresses);
         constants.set_blocks(plan, facts);
@@ -623,10 +645,14 @@ impl Constants {
             &self.blocks,
             &self.text,
             &self.flags,
-            &self.numbers,
         ];
         let (array, index) = constant::marked(mark)?;
         arrays[array].get(index).copied()
+    }
+
+    /// The number that a mark in a calculation stands for, if it is one.
+    fn number(&self, mark: u32) -> Option<u32> {
+        constant::short_marked(mark).map(|index| self.numbers[index])
     }
 
     fn set_locks(&mut self, plan: &Plan, addresses: &Addresses) {
@@ -744,6 +770,8 @@ fn missing_capability(effective: u64) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -759,6 +787,13 @@ mod tests {
             value
         });
         assert!(seen.iter().all(|&seen| seen > 0), "{seen:?}");
+        let seen: [_; constant::NUMBERS] = std::array::from_fn(|_| Cell::new(0));
+        bpf::replace_numbers(&mut object, |mark| {
+            let index = constant::short_marked(mark)?;
+            seen[index].update(|seen| seen + 1);
+            constants.number(mark)
+        });
+        assert!(seen.iter().all(|seen| seen.get() > 0), "{seen:?}");
     }
 
     #[test]

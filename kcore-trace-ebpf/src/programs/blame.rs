@@ -10,7 +10,7 @@ use core::ptr::read_volatile;
 use kcore_trace_ebpf::layout::{blame, flag};
 use kcore_trace_ebpf::words::Lock;
 
-use super::constants::{cpus, is_set};
+use super::constants::{is_set, times_cpus};
 use super::hidden;
 use super::maps::BLAME;
 use super::record;
@@ -34,7 +34,7 @@ pub(crate) fn waited(cell: u32, holder: u32, wait_ns: u64) -> u64 {
     // SAFETY: the lock is inside the table.
     let place = unsafe { read_volatile(PLACES.as_ptr().add(lock as usize)) };
     let row = blame::row(place.into(), blame::purpose(cell.into()));
-    let Some(row) = BLAME.get_ptr_mut(row as u32 * cpus() + record::cpu_id()) else {
+    let Some(row) = BLAME.get_ptr_mut(times_cpus(row as u32).wrapping_add(record::cpu_id())) else {
         return 0;
     };
     // Hidden last: a check of another copy is none for the verifier.

@@ -1,7 +1,8 @@
 //! What userspace sets before loading.
 //!
 //! Most constants are immediates of the code, which userspace replaces: a load of one is one
-//! instruction, and the verifier removes what is not reached with it. Those that are asked for by an
+//! instruction, and the verifier removes what is not reached with it. Where one is only calculated with,
+//! it takes none. Those that are asked for by an
 //! index are read-only data.
 //!
 //! Out: one function per constant. Invariant: a constant that is not set is zero, and zero means
@@ -37,8 +38,7 @@ constants!(
     nodes = NODES,
     blocks = BLOCKS,
     kernel = TEXT,
-    flags = FLAGS,
-    number = NUMBERS
+    flags = FLAGS
 );
 
 /// Whether a flag is set. Each way begins with a jump to the next instruction: the verifier, which goes
@@ -57,14 +57,36 @@ pub(crate) fn is_set<const FLAG: usize>() -> bool {
     is_set
 }
 
+/// A number below that of task slots, of a hash.
 #[inline(always)]
-pub(crate) fn set_mask() -> u32 {
-    number::<{ constant::SET_MASK }>() as u32
+pub(crate) fn among_slots(hash: u64) -> u64 {
+    let mut number = hash;
+    // SAFETY: an instruction that calculates with a constant.
+    unsafe {
+        asm!(
+            "{0} &= {1}",
+            inout(reg) number,
+            const constant::short_mark(constant::SLOT_MASK),
+            options(pure, nomem, nostack)
+        );
+    }
+    number
 }
 
+/// A number times that of possible CPUs.
 #[inline(always)]
-pub(crate) fn cpus() -> u32 {
-    number::<{ constant::CPUS }>() as u32
+pub(crate) fn times_cpus(number: u32) -> u32 {
+    let mut product = number;
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "{0} *= {1}",
+            inout(reg) product,
+            const constant::short_mark(constant::CPUS),
+            options(pure, nomem, nostack)
+        );
+    }
+    product
 }
 
 /// Addresses of the functions that take a lock.

@@ -20,7 +20,7 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{flags, is_set, nodes};
 use super::maps::HOLDERS;
-use super::record::{self, add_half};
+use super::record::{self, Cpu, add_half};
 use super::slot::{self, equal};
 use super::{choose, hidden, sign};
 
@@ -118,25 +118,25 @@ pub(crate) fn took(at: At, address: u64, mode: Mode, cell: u32, reader: u16) -> 
         // What is being written is not to be read.
         let over = latest & !1;
         write_volatile(&raw mut (*place).latest, over);
+        write_volatile(&raw mut (*place).name, blame::name(address));
         let task = if is_set::<{ flag::INSIDE }>() {
             bpf_get_current_pid_tgid()
         } else {
             0
         };
-        turn(at, address, over, cell, reader, task);
+        turn(at, address, over, cell, reader.into(), task);
         (over >> 1).wrapping_add(1) as u16
     }
 }
 
 /// A turn begins, after one that is over.
 #[inline(always)]
-unsafe fn turn(at: At, address: u64, over: u32, cell: u32, reader: u16, task: u64) {
+unsafe fn turn(at: At, address: u64, over: u32, cell: u32, reader: u32, task: u64) {
     let At(place) = at;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
-        write_volatile(&raw mut (*place).name, blame::name(address));
         write_volatile(&raw mut (*place).cell, cell);
-        write_volatile(&raw mut (*place).reader, reader.into());
+        write_volatile(&raw mut (*place).reader, reader);
         write_volatile(&raw mut (*place).task, task);
         write_volatile(&raw mut (*place).latest, over.wrapping_add(3));
         if read_volatile(&raw const (*place).asking) != 0 {
@@ -145,9 +145,20 @@ unsafe fn turn(at: At, address: u64, over: u32, cell: u32, reader: u16, task: u6
     }
 }
 
-/// A spinlock with a fixed address was taken by a task, the address of which is given: its hold begins.
+/// Who takes a spinlock with a fixed address, and where that is counted.
+pub(crate) struct Taker {
+    /// Its row among readers, plus one; zero if it is none.
+    pub(crate) reader: u32,
+    /// The address of the task.
+    pub(crate) task: u64,
+    pub(crate) cpu: u32,
+    /// [`record::Cpu::of_cell`].
+    pub(crate) of_cell: u32,
+}
+
+/// A spinlock with a fixed address was taken: its hold begins.
 #[inline(always)]
-pub(crate) fn begin(at: At, address: u64, cell: u32, reader: u16, task: u64) {
+pub(crate) fn begin(at: At, address: u64, cell: u32, taker: Taker) {
     let At(place) = at;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
@@ -158,13 +169,18 @@ pub(crate) fn begin(at: At, address: u64, cell: u32, reader: u16, task: u64) {
             over -= 1;
             write_volatile(&raw mut (*place).latest, over);
         }
+        if nodes::<{ node::SPAN }>() != 0 {
+            write_volatile(&raw mut (*place).name, blame::name(address));
+        }
         // Whoever waits for it asks for its ids, while it has the lock or has just released it.
         let task = if is_set::<{ flag::TASK_IDS }>() {
-            task
+            taker.task
         } else {
             bpf_get_current_pid_tgid()
         };
-        turn(at, address, over, cell, reader, task);
+        write_volatile(&raw mut (*place).cpu, taker.cpu);
+        write_volatile(&raw mut (*place).counters, taker.of_cell);
+        turn(at, address, over, cell, taker.reader, task);
         // Last, so that our own work is not booked as a hold.
         write_volatile(&raw mut (*place).since_ns, bpf_ktime_get_ns());
     }
@@ -173,8 +189,12 @@ pub(crate) fn begin(at: At, address: u64, cell: u32, reader: u16, task: u64) {
 /// A hold, wherever it is kept.
 pub(crate) struct Hold {
     pub(crate) cell: u32,
-    pub(crate) reader: u16,
+    pub(crate) reader: u32,
     pub(crate) since_ns: u64,
+    /// Where it is counted.
+    pub(crate) cpu: Cpu,
+    /// [`Cpu::of_cell`].
+    pub(crate) of_cell: u32,
 }
 
 impl Hold {
@@ -184,12 +204,15 @@ impl Hold {
     /// `held` lies in a map value.
     #[inline(always)]
     pub(crate) unsafe fn of(held: *const Held) -> Self {
+        let cpu = record::cpu();
         // SAFETY: the caller vouches for it.
         unsafe {
             Self {
                 cell: (*held).cell,
-                reader: (*held).reader,
+                reader: (*held).reader.into(),
                 since_ns: (*held).since_ns,
+                cpu,
+                of_cell: cpu.of_cell((*held).cell),
             }
         }
     }
@@ -228,13 +251,17 @@ pub(crate) fn end(at: At) -> Option<Hold> {
             return None;
         }
         let cell = read_volatile(&raw const (*place).cell);
-        let reader = read_volatile(&raw const (*place).reader) as u16;
+        let reader = read_volatile(&raw const (*place).reader);
         let since_ns = read_volatile(&raw const (*place).since_ns);
+        let cpu = record::cpu_numbered(read_volatile(&raw const (*place).cpu));
+        let of_cell = read_volatile(&raw const (*place).counters);
         write_volatile(&raw mut (*place).latest, latest.wrapping_sub(1));
         Some(Hold {
             cell,
             reader,
             since_ns,
+            cpu,
+            of_cell,
         })
     }
 }
@@ -409,7 +436,7 @@ unsafe fn remember(held: *mut Held, holder: Holder) {
 unsafe fn read(place: *const Place, number: u32, address: u64) -> Holder {
     // SAFETY: the caller passes a place; each word of it is read whole.
     unsafe {
-        if !is_of(place, address) {
+        if number == 0 || !is_of(place, address) {
             return UNKNOWN;
         }
         let cell = read_volatile(&raw const (*place).cell);

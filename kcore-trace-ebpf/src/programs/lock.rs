@@ -16,21 +16,22 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
-use kcore_trace_ebpf::layout::{self, Held, Slot, flag, miss, series, state, text};
+use kcore_trace_ebpf::layout::{self, Held, Slot, flag, miss, state, text};
 use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
 
 use super::audit::{self, Acquisition};
 use super::blame as blamed;
 use super::constants::{is_set, kernel};
 use super::holder::{self, At, Hold};
-use super::record::{self, Cpu};
+use super::record::{self, Cpu, Series};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
-use super::{Context, hidden, inside, node, op, reader, worst};
+use super::{Context, hidden, inside, node, number, op, reader, worst};
 
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken {
+    /// Of a spinlock perhaps what the verifier knows as a pointer: most have no use for the number.
     address: u64,
     /// The number of the role: a whole word, so that it is compared as it is.
     lock: u64,
@@ -52,6 +53,18 @@ impl Taken {
             lock: (lock as u64).wrapping_add(zero),
             mode,
             spins: false,
+            tries: false,
+        }
+    }
+
+    /// A spinlock, of which the verifier forgets the role alone: its address may be a pointer.
+    #[inline(always)]
+    pub(crate) fn spinlock(address: u64, lock: Lock) -> Self {
+        Self {
+            address,
+            lock: (lock as u64).wrapping_add(record::unknown_zero()),
+            mode: Mode::Exclusive,
+            spins: true,
             tries: false,
         }
     }
@@ -86,6 +99,15 @@ impl Taken {
         }
     }
 
+    #[inline(always)]
+    fn address(self) -> u64 {
+        if self.spins {
+            number(self.address)
+        } else {
+            self.address
+        }
+    }
+
     /// Whether its release is hooked too, so that the holder is worth remembering.
     #[inline(always)]
     fn followed(self) -> bool {
@@ -101,9 +123,9 @@ impl Taken {
     #[inline(always)]
     fn at(self) -> At {
         if self.spins {
-            At::of_spinlock(self.lock, self.address)
+            At::of_spinlock(self.lock, self.address())
         } else {
-            At::hashed(self.address)
+            At::hashed(self.address())
         }
     }
 
@@ -281,27 +303,27 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
     let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Class { cell, site } = classify::<AUDITED>(slot, taken, here, caller);
-        let index = record::forget(cell);
+        let Class { cell: index, site } = classify::<AUDITED>(slot, taken, here, caller);
         if !got_it {
             failed(slot, cpu, taken, index);
             return;
         }
-        let Some(counters) = cpu.cell(index) else {
+        let of_cell = cpu.of_cell(index);
+        let Some(counters) = record::counters(of_cell) else {
             return;
         };
         if AUDITED {
             audited(taken, Class { cell: index, site }, caller);
         }
         record::add(&raw mut (*counters).acquisitions, 1);
-        node::acquired(cpu, index, taken.address);
+        node::acquired(cpu, index, taken.address());
         let mut reader = reader::current(slot, here);
         if !AT_PLACE {
-            reader = record::forget(reader.into()) as u16;
+            reader = record::forget(reader);
         }
-        let waiting = slot::held(slot, taken.address, state::WAITING);
+        let waiting = slot::held(slot, taken.address(), state::WAITING);
         if let Some(waiting) = waiting {
-            (*waiting).reader = reader;
+            (*waiting).reader = reader as u16;
             let wait_ns = now().wrapping_sub((*waiting).since_ns);
             wait_ended(taken.at(), caller.context(), cpu, waiting, index, wait_ns);
         }
@@ -309,8 +331,14 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
             if let Some(waiting) = waiting {
                 slot::vacate(slot, waiting);
             }
-            let at = At::fixed(taken.lock, taken.address);
-            return holder::begin(at, taken.address, index, reader, (*slot).owner);
+            let at = At::fixed(taken.lock, taken.address());
+            let taker = holder::Taker {
+                reader,
+                task: (*slot).owner,
+                cpu: cpu.id(),
+                of_cell,
+            };
+            return holder::begin(at, taken.address(), index, taker);
         }
         let held = match waiting {
             Some(waiting) => waiting,
@@ -326,14 +354,20 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
             }
         };
         (*held).cell = index;
-        (*held).reader = reader;
+        (*held).reader = reader as u16;
         if taken.followed() && blamed::counts() {
-            (*held).turn = holder::took(taken.at(), taken.address, taken.mode, index, reader);
+            (*held).turn = holder::took(
+                taken.at(),
+                taken.address(),
+                taken.mode,
+                index,
+                reader as u16,
+            );
             if let Mode::Shared = taken.mode
                 && is_set::<{ flag::INSIDE }>()
                 && taken.is(Lock::VmapArea)
             {
-                inside::shared(taken.address, index);
+                inside::shared(taken.address(), index);
             }
         }
         become_held(slot, held, taken.followed());
@@ -362,12 +396,12 @@ unsafe fn room_for(slot: *mut Slot, taken: Taken) -> Option<*mut Held> {
     // SAFETY: the caller passes a map value.
     unsafe {
         if let Mode::Exclusive = taken.mode
-            && let Some(stale) = slot::held(slot, taken.address, state::HELD)
+            && let Some(stale) = slot::held(slot, taken.address(), state::HELD)
         {
             record::miss(miss::UNMATCHED_ACQUISITION);
             return Some(stale);
         }
-        slot::occupy(slot, taken.address, state::HELD)
+        slot::occupy(slot, taken.address(), state::HELD)
     }
 }
 
@@ -379,11 +413,11 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
     unsafe {
         let class = classify::<true>(slot, taken, here, caller);
         audited(taken, class, caller);
-        let Some(room) = slot::occupy(slot, taken.address, state::TRYING) else {
+        let Some(room) = slot::occupy(slot, taken.address(), state::TRYING) else {
             return;
         };
         (*room).cell = class.cell;
-        (*room).reader = record::forget(reader::current(slot, here).into()) as u16;
+        (*room).reader = record::forget(reader::current(slot, here)) as u16;
         since_now(slot, room);
     }
 }
@@ -502,7 +536,7 @@ unsafe fn try_failed(cpu: Cpu, cell: u32) {
 unsafe fn failed(slot: *mut Slot, cpu: Cpu, taken: Taken, index: u32) {
     // SAFETY: the caller passes a map value.
     unsafe {
-        match slot::held(slot, taken.address, state::WAITING) {
+        match slot::held(slot, taken.address(), state::WAITING) {
             Some(waiting) => {
                 // Where only the slow path was seen before, the cell was not known.
                 (*waiting).cell = index;
@@ -540,7 +574,7 @@ pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
     let cell = record::forget(cell_by_site(taken, Some(stack.op), stack.site));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
-    unsafe { wait_begins(slot, taken.address, cell, None) };
+    unsafe { wait_begins(slot, taken.address(), cell, None) };
 }
 
 #[inline(always)]
@@ -645,7 +679,7 @@ pub(crate) fn release_spinlock(ctx: Context, taken: Taken) {
         return release(ctx, taken);
     }
     let end_ns = now();
-    match holder::end(At::fixed(taken.lock, taken.address)) {
+    match holder::end(At::fixed(taken.lock, taken.address())) {
         Some(hold) => hold_ended(&hold, end_ns),
         None => record::miss(miss::UNMATCHED_RELEASE),
     }
@@ -664,7 +698,7 @@ fn try_release(ctx: Context, taken: Taken, end_ns: u64) -> bool {
     };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Some(held) = slot::held(slot, taken.address, state::HELD) else {
+        let Some(held) = slot::held(slot, taken.address(), state::HELD) else {
             return false;
         };
         hold_ended(&Hold::of(held), end_ns);
@@ -674,29 +708,29 @@ fn try_release(ctx: Context, taken: Taken, end_ns: u64) -> bool {
         slot::vacate(slot, held);
     }
     if blamed::counts() {
-        holder::left(taken.at(), taken.address, taken.mode);
+        holder::left(taken.at(), taken.address(), taken.mode);
     }
     true
 }
 
 #[inline(always)]
 fn hold_ended(held: &Hold, end_ns: u64) {
-    let cpu = record::cpu();
+    let cpu = held.cpu;
     let index = held.cell;
-    let Some(counters) = cpu.cell(index) else {
+    let Some(counters) = record::counters(held.of_cell) else {
         return;
     };
     // SAFETY: map values.
     unsafe {
         let hold_ns = end_ns.wrapping_sub(held.since_ns);
         record::add(&raw mut (*counters).releases, 1);
-        let series = series::hold(index as usize);
+        let series = Series::hold(index);
         let hold = &raw mut (*counters).hold;
         cpu.duration(hold, series, hold_ns, || {
             record::occurs(index);
         });
         if is_set::<{ flag::INSIDE }>() {
-            reader::held(held.reader.into(), index, hold_ns, end_ns);
+            reader::held(held.reader, index, hold_ns, end_ns);
         }
     }
 }
@@ -708,7 +742,7 @@ pub(crate) fn downgrade(taken: Taken) {
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Some(held) = slot::held(slot, taken.address, state::HELD) else {
+        let Some(held) = slot::held(slot, taken.address(), state::HELD) else {
             return record::miss(miss::UNMATCHED_RELEASE);
         };
         hold_ended(&Hold::of(held), end_ns);
@@ -719,8 +753,13 @@ pub(crate) fn downgrade(taken: Taken) {
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         if blamed::counts() {
-            (*held).turn =
-                holder::took(taken.at(), taken.address, taken.mode, index, (*held).reader);
+            (*held).turn = holder::took(
+                taken.at(),
+                taken.address(),
+                taken.mode,
+                index,
+                (*held).reader,
+            );
         }
         (*held).cell = index;
         (*held).since_ns = now();

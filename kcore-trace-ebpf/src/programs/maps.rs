@@ -11,7 +11,7 @@ use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     ActiveCells, AuditTable, BlameRow, CellCounters, CopyCounters, CpuCounters, HistogramOf,
     HolderStack, Holders, InsideCounters, NodeCounters, Octave, Place, RareCounters, ReaderRow,
-    SITE_CACHE, SLOT_SETS, SiteTable, SlotSet, WorstStacks, WorstTable, holder, series,
+    SITE_CACHE, SLOTS, SiteTable, Slot, WorstStacks, WorstTable, holder, series,
 };
 use kcore_trace_ebpf::words::cell;
 
@@ -94,7 +94,7 @@ pub(crate) static HOLDERS: Shared<Holders> = Shared::new([Place::NEVER; holder::
 /// What tasks are doing, found by a hash of the task's address: 448 KiB, with more than 64 CPUs
 /// 7 KiB for each.
 #[map]
-pub(crate) static TASKS: Array<SlotSet> = Array::with_max_entries(SLOT_SETS, MAPPABLE);
+pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
 
 /// Text ranges of the vmalloc functions. Written by userspace before anything is attached.
 #[map]

@@ -15,8 +15,7 @@
 //! programs, each a few lines that fetch arguments.
 
 use core::arch::asm;
-use core::mem::MaybeUninit;
-use core::ptr::{read_volatile, write_volatile};
+use core::ptr::read_volatile;
 
 mod audit;
 mod blame;
@@ -124,18 +123,17 @@ impl Context {
 
 /// A kernel pointer as a number that can be calculated with.
 ///
-/// The verifier knows contexts and typed arguments as pointers and refuses arithmetic on them.
-/// Overwriting a byte of one that lies on the stack makes it forget, and the highest byte of a
-/// kernel address is 0xff already.
+/// The verifier knows contexts and typed arguments as pointers and refuses arithmetic on them, but for
+/// negation, which leaves a number that it knows nothing of (`check_alu_op` in `kernel/bpf/verifier.c`,
+/// where pointers may be leaked: CAP_PERFMON).
 #[inline(always)]
 pub(crate) fn number(pointer: u64) -> u64 {
-    let mut word = MaybeUninit::<u64>::uninit();
-    // SAFETY: the three accesses are inside the word, which the first one initialises.
+    let mut number = pointer;
+    // SAFETY: two instructions that undo each other.
     unsafe {
-        write_volatile(word.as_mut_ptr(), pointer);
-        write_volatile(word.as_mut_ptr().cast::<u8>().add(7), 0xff);
-        read_volatile(word.as_ptr())
+        asm!("{0} = -{0}", "{0} = -{0}", inout(reg) number, options(pure, nomem, nostack));
     }
+    number
 }
 
 /// The same value, of which the compiler knows nothing any more: it removes checks that the verifier

@@ -9,11 +9,12 @@ use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::generated::bpf_get_func_arg;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
-use kcore_trace_ebpf::layout::{flag, series};
+use kcore_trace_ebpf::layout::flag;
 use kcore_trace_ebpf::words::Op;
 
 use super::constants::is_set;
 use super::maps::Shared;
+use super::record::Series;
 use super::site::Caller;
 use super::slot::{self, Here, Live, SPANNING};
 use super::{Context, audit, programs, record};
@@ -134,8 +135,7 @@ fn ended(op: u32, ns: u64) {
     // SAFETY: the counters are a map value.
     unsafe {
         record::add(&raw mut (*counters).count, 1);
-        let series = series::op(op as usize);
-        cpu.duration(&raw mut (*counters).latency, series, ns, || ());
+        cpu.duration(&raw mut (*counters).latency, Series::op(op), ns, || ());
     }
 }
 

@@ -20,6 +20,7 @@ use kcore_trace_ebpf::layout::{
 use kcore_trace_ebpf::words::{Lock, Source};
 
 use super::constants::{is_set, reads};
+use super::hidden;
 use super::maps;
 use super::record::{self, add};
 use super::slot::{self, Here};
@@ -139,15 +140,16 @@ unsafe fn row_of(frame: *const ReadFrame) -> u32 {
 /// # Safety
 /// `slot` is a map value.
 #[inline(always)]
-pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u16 {
+pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u32 {
     if !is_set::<{ flag::INSIDE }>() {
         return 0;
     }
     // SAFETY: the caller says that the slot is valid.
     unsafe {
         let frame = (*slot).read.frame;
-        if frame != 0 && slot::is_live(frame, slot::stack_address(here)) {
-            row_of(&raw const (*slot).read) as u16 + 1
+        // Hidden from the compiler, or it asks for that last.
+        if hidden(frame) != 0 && slot::is_live(frame, slot::stack_address(here)) {
+            row_of(&raw const (*slot).read) + 1
         } else {
             0
         }

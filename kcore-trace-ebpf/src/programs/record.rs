@@ -14,7 +14,7 @@ use kcore_trace_ebpf::layout::{
 };
 use kcore_trace_ebpf::words::{Lock, Op};
 
-use super::constants::cpus;
+use super::constants::times_cpus;
 use super::hidden;
 use super::maps::{ACTIVE, CELLS, COUNTERS, HIST_OF, HISTS, RARE};
 
@@ -31,6 +31,12 @@ pub(crate) struct Cpu {
 #[inline(always)]
 pub(crate) fn cpu() -> Cpu {
     Cpu { id: cpu_id() }
+}
+
+/// A CPU that we were on.
+#[inline(always)]
+pub(crate) fn cpu_numbered(id: u32) -> Cpu {
+    Cpu { id }
 }
 
 /// Its number alone.
@@ -75,7 +81,7 @@ impl Cpu {
     /// The counters of a cell.
     #[inline(always)]
     pub(crate) fn cell(self, index: u32) -> Option<*mut CellCounters> {
-        CELLS.get_ptr_mut(self.of_cell(index))
+        counters(self.of_cell(index))
     }
 
     /// What is seldom written of them.
@@ -84,9 +90,10 @@ impl Cpu {
         RARE.get_ptr_mut(self.of_cell(index))
     }
 
+    /// Where the counters of a cell are.
     #[inline(always)]
-    fn of_cell(self, index: u32) -> u32 {
-        index * cpus() + self.id
+    pub(crate) fn of_cell(self, index: u32) -> u32 {
+        times_cpus(index).wrapping_add(self.id)
     }
 
     /// The counters of an op.
@@ -115,7 +122,7 @@ impl Cpu {
     pub(crate) unsafe fn duration(
         self,
         durations: *mut Durations,
-        series: usize,
+        series: Series,
         ns: u64,
         longest: impl FnOnce(),
     ) {
@@ -135,28 +142,58 @@ impl Cpu {
 
     /// Adds a duration to the histogram of its series.
     #[inline(always)]
-    fn histogram(self, series: usize, ns: u64) {
-        let series = hidden(series as u64);
-        if series >= series::COUNT as u64 {
-            return;
-        }
-        // SAFETY: the series is inside the array.
-        let number = unsafe { read_volatile(HIST_OF.get().cast::<u32>().add(series as usize)) };
-        if number == 0 {
-            return miss(miss::NO_HISTOGRAM);
-        }
+    fn histogram(self, series: Series, ns: u64) {
+        // SAFETY: a word of a static.
+        let first = unsafe { read_volatile(series.0) };
         let bucket = bucket::index_by(ns, short, exponent);
-        let octave =
-            (u64::from(number) - 1) * bucket::OCTAVES as u64 + bucket / u64::from(bucket::SUB);
-        if let Some(octave) = HISTS.get_ptr_mut(octave as u32 * cpus() + self.id) {
-            let bucket = hidden(bucket) % u64::from(bucket::SUB);
-            // SAFETY: the bucket is inside the octave.
-            unsafe {
-                let counter = octave.cast::<u32>().add(bucket as usize);
-                add_half(counter, 1);
-            }
+        let octave = u64::from(first) + bucket / u64::from(bucket::SUB);
+        // Where there is no histogram there is no such octave.
+        let number = times_cpus(octave as u32).wrapping_add(self.id);
+        let Some(octave) = HISTS.get_ptr_mut(number) else {
+            return miss(miss::NO_HISTOGRAM);
+        };
+        let bucket = hidden(bucket) % u64::from(bucket::SUB);
+        // SAFETY: the bucket is inside the octave.
+        unsafe {
+            let counter = octave.cast::<u32>().add(bucket as usize);
+            add_half(counter, 1);
         }
     }
+}
+
+/// A series, by where its histogram is written.
+#[derive(Clone, Copy)]
+pub(crate) struct Series(*const u32);
+
+impl Series {
+    #[inline(always)]
+    pub(crate) fn wait(cell: u32) -> Self {
+        Self::numbered(series::wait(0), cell, series::CELLS)
+    }
+
+    #[inline(always)]
+    pub(crate) fn hold(cell: u32) -> Self {
+        Self::numbered(series::hold(0), cell, series::CELLS)
+    }
+
+    #[inline(always)]
+    pub(crate) fn op(op: u32) -> Self {
+        Self::numbered(series::op(0), op, series::OPS)
+    }
+
+    #[inline(always)]
+    fn numbered(first: usize, number: u32, room: usize) -> Self {
+        // Hidden from the compiler, or it removes the mask that tells the verifier.
+        let number = hidden(number.into()) as usize & (room - 1);
+        // SAFETY: inside the static.
+        Self(unsafe { HIST_OF.get().cast::<u32>().add(first + number) })
+    }
+}
+
+/// Counters of a cell on a CPU, as [`Cpu::of_cell`] tells where they are.
+#[inline(always)]
+pub(crate) fn counters(of_cell: u32) -> Option<*mut CellCounters> {
+    CELLS.get_ptr_mut(of_cell)
 }
 
 /// A wait ended with the lock. A function, since the verifier follows what comes after once for each way
@@ -179,7 +216,7 @@ pub(crate) fn waited(cell: u32, ns: u64) -> u64 {
             (*rare).inverted_wait_min_ns = !ns;
         }
     }
-    cpu.histogram(series::wait(cell as usize), ns);
+    cpu.histogram(Series::wait(cell), ns);
     0
 }
 

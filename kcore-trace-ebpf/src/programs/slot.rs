@@ -1,8 +1,8 @@
 //! What a task is doing: the op it is in and the locks it holds or waits for, but for holds that are kept
 //! at the place of the lock ([`super::holder`]).
 //!
-//! A slot is found by a hash of the task's address in a set of four; it stays the task's while no
-//! other needs it. Two tasks may grab the same idle slot at the same moment; the owner is compared
+//! A slot is found by a hash of the task's address, or is one of three beside that one; it stays the task's
+//! while no other needs it. Two tasks may grab the same idle slot at the same moment; the owner is compared
 //! at every hook, so the loser finds nothing and is counted as a miss instead of mixing in.
 //!
 //! Stack addresses say what is still true: an op is live while the current stack pointer is below
@@ -10,9 +10,9 @@
 //! stack of its own (x86-64: `irq_stack_union`), is never taken for the task below it.
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
-use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, SlotSet, miss, state};
+use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state};
 
-use super::constants::set_mask;
+use super::constants::among_slots;
 use super::maps::TASKS;
 use super::{Context, choose, hidden, number, record, sign};
 
@@ -22,6 +22,8 @@ const STACK_BYTES: u64 = 16384;
 pub(crate) const SPANNING: u64 = u64::MAX;
 /// A slot that is not idle and was not touched for so long belongs to a task that is gone.
 const ABANDONED_NS: u64 = 60_000_000_000;
+/// Whoever touched a slot so lately is likely to come back to it.
+const RECENT_NS: u64 = 1_000_000_000;
 
 /// Where a hook stands on the stack.
 #[derive(Clone, Copy)]
@@ -38,82 +40,21 @@ fn current() -> u64 {
     unsafe { bpf_get_current_task() }
 }
 
-/// The slots of one hash value.
-#[derive(Clone, Copy)]
-struct Set {
-    number: u32,
-    slots: *mut SlotSet,
+/// Where a task is looked for first: the others of its slots are the neighbours.
+#[inline(always)]
+fn first_of(task: u64) -> u64 {
+    // What 2^32 has more than itself over the golden ratio: it fits into an immediate. Of its product with the
+    // address, which is that of a cache line at least, the middle is what all of the address moves.
+    among_slots(task.wrapping_mul(0x61c8_8647) >> 20)
 }
 
-impl Set {
-    #[inline(always)]
-    fn numbered(number: u32) -> Option<Self> {
-        let slots = TASKS.get_ptr_mut(number)?;
-        Some(Self { number, slots })
-    }
-
-    /// The one that a task's slot is in.
-    #[inline(always)]
-    fn of(task: u64) -> Option<Self> {
-        // task_struct is aligned to a cache line at least; the multiplier is 2^64 over the golden ratio.
-        let hash = (task >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        Self::numbered(hash as u32 & set_mask())
-    }
-
-    /// The slot at that distance from the first one. The verifier must not know it, or else it follows
-    /// what comes after once for each slot.
-    #[inline(always)]
-    fn at(self, distance: u64) -> Option<*mut Slot> {
-        let distance = hidden(distance);
-        if distance > (size_of::<SlotSet>() - size_of::<Slot>()) as u64 {
-            return None;
-        }
-        // SAFETY: a slot at that place is inside the map value.
-        Some(unsafe { self.slots.byte_add(distance as usize).cast() })
-    }
-
-    /// The slot of a task, if it has one.
-    #[inline(always)]
-    fn find(self, task: u64) -> Option<*mut Slot> {
-        for way in 0..SLOT_WAYS {
-            // SAFETY: a map value; the way is inside the array.
-            let owner = unsafe { (*self.slots)[way].owner };
-            if owner == task {
-                let unknown_zero = hidden(owner) ^ task;
-                return self.at(unknown_zero + (way * size_of::<Slot>()) as u64);
-            }
-        }
-        None
-    }
-
-    /// Gives a task the first slot that nobody needs.
-    #[inline(always)]
-    fn take_over(self, task: u64) -> Option<*mut Slot> {
-        // SAFETY: the helper has no preconditions.
-        let now = unsafe { bpf_ktime_get_ns() };
-        let mut found = SLOT_WAYS as u64;
-        for way in (0..SLOT_WAYS).rev() {
-            // SAFETY: a map value; the way is inside the array.
-            let bit = unsafe {
-                let slot = &raw const (*self.slots)[way];
-                is_idle(slot) | is_abandoned(slot, now)
-            };
-            found = choose(bit, way as u64, found);
-        }
-        let Some(slot) = self.at(found * size_of::<Slot>() as u64) else {
-            record::miss(miss::NO_SLOT);
-            return None;
-        };
-        // SAFETY: a map value.
-        unsafe {
-            clear(slot);
-            (*slot).touched_ns = now;
-            (*slot).number = self.number * SLOT_WAYS as u32 + found as u32 + 1;
-            (*slot).owner = task;
-        }
-        Some(slot)
-    }
+#[inline(always)]
+fn numbered(number: u64) -> Option<*mut Slot> {
+    TASKS.get_ptr_mut(number as u32)
 }
+
+/// Beyond the number of any slot.
+const NOWHERE: u64 = u32::MAX as u64;
 
 /// The slot of the current task, if it has one.
 #[inline(always)]
@@ -124,18 +65,90 @@ pub(crate) fn find() -> Option<*mut Slot> {
 /// The slot of a task, if it has one.
 #[inline(always)]
 pub(crate) fn of(task: u64) -> Option<*mut Slot> {
-    Set::of(task)?.find(task)
+    let mut slot = numbered(first_of(task))?;
+    // SAFETY: a map value.
+    if unsafe { (*slot).owner } != task {
+        slot = numbered(slot_elsewhere(task, 0))?;
+    }
+    Some(slot)
 }
 
 /// The slot of the current task, a new one if need be.
 #[inline(always)]
 pub(crate) fn claim() -> Option<*mut Slot> {
     let task = current();
-    let set = Set::of(task)?;
-    match set.find(task) {
-        Some(slot) => Some(slot),
-        None => set.take_over(task),
+    let mut slot = numbered(first_of(task))?;
+    // SAFETY: a map value.
+    if unsafe { (*slot).owner } != task {
+        slot = numbered(slot_elsewhere(task, 1))?;
     }
+    Some(slot)
+}
+
+/// The number of a task's slot that is not the first one, or [`NOWHERE`]; of a new one if it claims
+/// that. Apart, since it is seldom asked for, and so that the verifier follows it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn slot_elsewhere(task: u64, claims: u64) -> u64 {
+    let first = first_of(task);
+    for way in 0..u64::from(SLOT_WAYS) {
+        let number = first ^ way;
+        if let Some(slot) = numbered(number) {
+            // SAFETY: a map value.
+            if unsafe { (*slot).owner } == task {
+                return number;
+            }
+        }
+    }
+    match claims {
+        0 => NOWHERE,
+        _ => take_over(first, task),
+    }
+}
+
+/// Gives a task a slot that nobody needs: the first one, unless another task touched it lately, or else the
+/// one that was not touched for longest.
+#[inline(always)]
+fn take_over(first: u64, task: u64) -> u64 {
+    const NEVER: u64 = i64::MAX as u64;
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let (mut found, mut oldest) = (NOWHERE, NEVER);
+    for way in 0..u64::from(SLOT_WAYS) {
+        let number = first ^ way;
+        let Some(slot) = numbered(number) else {
+            continue;
+        };
+        // SAFETY: a map value.
+        let (free, touched) = unsafe {
+            let free = is_idle(slot) | is_abandoned(slot, now);
+            (free, (*slot).touched_ns)
+        };
+        let touched = match way {
+            0 => choose(
+                sign(RECENT_NS.wrapping_sub(now.wrapping_sub(touched))),
+                0,
+                touched,
+            ),
+            _ => touched,
+        };
+        let touched = choose(free, touched, NEVER);
+        let older = sign(touched.wrapping_sub(oldest));
+        found = choose(older, number, found);
+        oldest = choose(older, touched, oldest);
+    }
+    let Some(slot) = numbered(found) else {
+        record::miss(miss::NO_SLOT);
+        return NOWHERE;
+    };
+    // SAFETY: a map value.
+    unsafe {
+        clear(slot);
+        (*slot).touched_ns = now;
+        (*slot).number = found as u32 + 1;
+        (*slot).owner = task;
+    }
+    found
 }
 
 /// Bits of a reference that say where in a slot something is.
@@ -158,8 +171,7 @@ pub(crate) unsafe fn reference(slot: *const Slot, held: *const Held) -> u32 {
 #[inline(always)]
 pub(crate) fn referred(reference: u32) -> Option<*mut Held> {
     let number = (reference >> PLACE_BITS).wrapping_sub(1);
-    let set = Set::numbered(number / SLOT_WAYS as u32)?;
-    let slot = set.at(u64::from(number % SLOT_WAYS as u32) * size_of::<Slot>() as u64)?;
+    let slot = numbered(number.into())?;
     let place = hidden(u64::from(reference) & ((1 << PLACE_BITS) - 1));
     if place > (size_of::<Slot>() - size_of::<Held>()) as u64 {
         return None;
@@ -273,7 +285,8 @@ pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<Live> {
 #[inline(always)]
 pub(crate) unsafe fn looks_up(slot: *const Slot, sp: u64) -> bool {
     // SAFETY: the caller says that the slot is valid.
-    is_live(unsafe { (*slot).look_up }, sp)
+    let frame = unsafe { (*slot).look_up };
+    frame >= sp && same_stack(frame, sp)
 }
 
 /// A look-up begins inside an op of the same stack: nearly all do, and it is told by less than [`outermost`].
@@ -322,13 +335,15 @@ pub(crate) unsafe fn outermost(slot: *mut Slot, sp: u64, function: u32) -> Optio
     // SAFETY: the caller says that the slot is valid.
     unsafe {
         let task = &raw mut (*slot).ops[0];
+        if (*task).frame == 0 {
+            return Some(task);
+        }
         // A frame on another stack is the task's, with an interrupt here on top of it.
-        let place =
-            if (*task).frame == 0 || (*task).frame == SPANNING || same_stack((*task).frame, sp) {
-                task
-            } else {
-                &raw mut (*slot).ops[1]
-            };
+        let place = if (*task).frame == SPANNING || same_stack((*task).frame, sp) {
+            task
+        } else {
+            &raw mut (*slot).ops[1]
+        };
         let repeated = (*place).frame != 0 && (*place).function == function;
         if is_live((*place).frame, sp) && !repeated {
             return None;

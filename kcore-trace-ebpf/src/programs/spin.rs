@@ -14,13 +14,13 @@ use super::holder::At;
 use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
-use super::{Context, op, programs, record};
+use super::{Context, number, op, programs, record};
 
-/// The role of a spinlock that has a fixed address.
+/// The role of a spinlock that has a fixed address, which may be what the verifier knows as a pointer.
 #[inline(always)]
 pub(crate) fn role(address: u64) -> Option<Lock> {
     if nodes::<{ node::SPAN }>() != 0 && nodes::<{ node::BASE }>() != 0 {
-        let offset = address.wrapping_sub(nodes::<{ node::BASE }>());
+        let offset = number(address).wrapping_sub(nodes::<{ node::BASE }>());
         if offset < nodes::<{ node::SPAN }>() {
             return node_role(offset);
         }
@@ -75,17 +75,18 @@ fn followed() -> bool {
     is_set::<{ flag::SPIN_RELEASES }>()
 }
 
+/// The lock at an address that the verifier may know as a pointer, when it is one of ours.
 #[inline(always)]
-fn exclusive(address: u64, lock: Lock) -> Taken {
-    Taken::new(address, lock, Mode::Exclusive).spinning()
-}
-
-/// The lock, when it is one of ours.
-#[inline(always)]
-fn identify(address: u64, here: Here, caller: Caller) -> Option<Taken> {
-    if let Some(lock) = role(address) {
-        return Some(exclusive(address, lock));
+fn identify(pointer: u64, here: Here, caller: Caller) -> Option<Taken> {
+    if let Some(lock) = role(pointer) {
+        let address = match caller {
+            // Of a number the verifier knows which one it is, once it is found to be a lock of ours.
+            Caller::Probe(_) => pointer.wrapping_add(record::unknown_zero()),
+            _ => pointer,
+        };
+        return Some(Taken::spinlock(address, lock));
     }
+    let address = number(pointer);
     if !blocks_in_use() || !op::in_block_scope(here) {
         return None;
     }
@@ -93,7 +94,7 @@ fn identify(address: u64, here: Here, caller: Caller) -> Option<Taken> {
         && site.takes_block_lock
         && is_block_lock(address)
     {
-        return Some(exclusive(address, Lock::VmapBlock));
+        return Some(Taken::spinlock(address, Lock::VmapBlock));
     }
     // Another lock in there, whose slow path was remembered in case it was a block's.
     lock::forget(address);
@@ -101,13 +102,13 @@ fn identify(address: u64, here: Here, caller: Caller) -> Option<Taken> {
 }
 
 #[inline(always)]
-fn released(ctx: Context, address: u64) {
-    if let Some(lock) = role(address) {
+fn released(ctx: Context, pointer: u64) {
+    if let Some(lock) = role(pointer) {
         // Without forgetting the role: the way from here on is short.
-        let taken = Taken::numbered(address, lock as u32, Mode::Exclusive);
+        let taken = Taken::numbered(pointer, lock as u32, Mode::Exclusive);
         lock::release_spinlock(ctx, taken.spinning());
     } else if blocks_in_use() {
-        lock::release_if_held(ctx, exclusive(address, Lock::VmapBlock));
+        lock::release_if_held(ctx, Taken::spinlock(number(pointer), Lock::VmapBlock));
     }
 }
 
@@ -165,7 +166,7 @@ fn entered_slow_path_by_probe(ctx: Context) {
 fn acquired_by(ctx: Context, function: usize) {
     let here = Here::Trampoline(ctx);
     let caller = Caller::Trampoline(ctx, function);
-    if let Some(taken) = identify(ctx.address(0), here, caller) {
+    if let Some(taken) = identify(ctx.arg(0), here, caller) {
         lock::acquired(taken, here, caller);
     }
 }
@@ -174,8 +175,8 @@ fn acquired_by(ctx: Context, function: usize) {
 fn tried_by(ctx: Context, function: usize) {
     let here = Here::Trampoline(ctx);
     let caller = Caller::Trampoline(ctx, function);
-    let (address, returned) = (ctx.address(0), ctx.arg(1));
-    if let Some(taken) = identify(address, here, caller) {
+    let (pointer, returned) = (ctx.arg(0), ctx.arg(1));
+    if let Some(taken) = identify(pointer, here, caller) {
         lock::returned(taken.trying(), returned as i32 != 0, here, caller);
     }
 }
@@ -183,7 +184,7 @@ fn tried_by(ctx: Context, function: usize) {
 programs! {
     "fexit" spinlock_fx(ctx) { acquired_by(ctx, acquire::RAW_SPIN_LOCK) }
     "fexit" spintry_fx(ctx) { tried_by(ctx, acquire::RAW_SPIN_TRYLOCK) }
-    "fentry" spinunlock_fe(ctx) { released(ctx, ctx.address(0)) }
+    "fentry" spinunlock_fe(ctx) { released(ctx, ctx.arg(0)) }
     "fentry" spinslow_fe(ctx) { entered_slow_path(ctx) }
     "fexit" spinslow_fx(ctx) { lock::slow_path_done(ctx, ctx.address(0), true, followed()) }
     "fentry" spinslowpv_fe(ctx) { entered_slow_path(ctx) }

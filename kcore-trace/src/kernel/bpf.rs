@@ -93,6 +93,25 @@ pub fn replace_constants(object: &mut [u8], mut other: impl FnMut(u64) -> Option
     });
 }
 
+/// Has all programs of an object calculate with other numbers, where there is another.
+pub fn replace_numbers(object: &mut [u8], other: impl Fn(u32) -> Option<u32>) {
+    /// BPF_ALU64 with BPF_MUL or BPF_AND, of a constant.
+    const CODES: [u8; 2] = [0x27, 0x57];
+    /// Code and registers, offset, immediate.
+    const BYTES: usize = 8;
+    for at in 0..object.len().saturating_sub(BYTES - 1) {
+        let (head, tail) = object[at..at + BYTES].split_at_mut(4);
+        if !CODES.contains(&head[0]) || head[1] >> 4 != 0 || head[2..] != [0, 0] {
+            continue;
+        }
+        let immediate = tail.iter().rev();
+        let immediate = immediate.fold(0, |word, byte| word << 8 | u32::from(*byte));
+        if let Some(other) = other(immediate) {
+            tail.copy_from_slice(&other.to_le_bytes());
+        }
+    }
+}
+
 /// Bytes of an instruction that loads a constant, which takes the room of two: code and registers,
 /// offset, lower half; the upper half alone.
 const LOAD_BYTES: usize = 16;

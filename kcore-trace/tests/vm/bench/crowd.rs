@@ -16,9 +16,9 @@ use std::ptr::null;
 use anyhow::{Context as _, Result, ensure};
 use aya::Pod;
 use aya::maps::{Array, Map, MapData};
-use kcore_trace_ebpf::bucket::{OCTAVES, SUB};
+use kcore_trace_ebpf::bucket::SUB;
 use kcore_trace_ebpf::layout::{
-    ActiveCells, BlameRow, CellCounters, CpuCounters, Durations, HISTOGRAMS, HistogramOf, Octave,
+    ALL_OCTAVES, ActiveCells, BlameRow, CellCounters, CpuCounters, Durations, HistogramOf, Octave,
     OpCounters, blame, miss, series,
 };
 use kcore_trace_ebpf::words::{Op, cell};
@@ -139,7 +139,7 @@ impl Crowd {
             let series = [series::wait(index), series::hold(index)];
             // Which waits are expected is known from the beginning, whatever is measured.
             let op = cell::words(index).map(|(_, _, _, op)| op);
-            if numbers[series[0]] == 0 || !op.is_some_and(|op| OPS.contains(&op)) {
+            if numbers[series[0]] >= ALL_OCTAVES || !op.is_some_and(|op| OPS.contains(&op)) {
                 continue;
             }
             *active = 1;
@@ -169,7 +169,7 @@ impl Crowd {
         for op in OPS {
             let number = numbers[series::op(op.index())];
             self.samples(number, &mut written)?;
-            if number != 0 {
+            if number < ALL_OCTAVES {
                 counters.ops[op.index()] = OpCounters {
                     count,
                     latency: durations,
@@ -207,15 +207,15 @@ impl Crowd {
         Ok(())
     }
 
-    /// The samples of all turns, in the histogram of that number plus one, if there is one.
-    fn samples(&mut self, number: u32, written: &mut Written) -> Result<()> {
-        let Some(number) = number.checked_sub(1) else {
+    /// The samples of all turns, in the histogram that begins with that octave, if there is one.
+    fn samples(&mut self, first: u32, written: &mut Written) -> Result<()> {
+        if first >= ALL_OCTAVES {
             return Ok(());
-        };
+        }
         for (octave, samples) in SAMPLES {
             let mut buckets: Octave = [0; SUB as usize];
             buckets[3] = samples * self.turns as u32;
-            let group = number as usize * OCTAVES + octave;
+            let group = first as usize + octave;
             for cpu in self.first..CPUS {
                 let index = (group * CPUS + cpu) as u32;
                 self.octaves.set(index, Samples(buckets), 0)?;
@@ -241,4 +241,4 @@ const _: () = {
     let [(_, most), (_, some), (_, few)] = SAMPLES;
     assert!((most + some + few) as u64 == IN_A_TURN);
 };
-const _: () = assert!(HISTOGRAMS as usize * OCTAVES * CPUS < u32::MAX as usize);
+const _: () = assert!(ALL_OCTAVES as usize * CPUS < u32::MAX as usize);
