@@ -303,7 +303,9 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
     let cpu = record::cpu();
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Class { cell: index, site } = classify::<AUDITED>(slot, taken, here, caller);
+        let Class { cell, site } = classify::<AUDITED>(slot, taken, here, caller);
+        // However it was found, the verifier knows no more of it from here on than how many there are.
+        let index = record::masked(cell);
         if !got_it {
             failed(slot, cpu, taken, index);
             return;
@@ -316,7 +318,7 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
             audited(taken, Class { cell: index, site }, caller);
         }
         record::add(&raw mut (*counters).acquisitions, 1);
-        node::acquired(cpu, index, taken.address());
+        node::acquired(cpu, index, || taken.address());
         let mut reader = reader::current(slot, here);
         if !AT_PLACE {
             reader = record::forget(reader);
@@ -441,7 +443,7 @@ pub(crate) fn tried(ctx: Context, got_it: bool, followed: bool) {
             return;
         }
         record::add(&raw mut (*counters).acquisitions, 1);
-        node::acquired(cpu, index, (*held).address);
+        node::acquired(cpu, index, || (*held).address);
         if waited {
             let wait_ns = now().wrapping_sub((*held).since_ns);
             wait_ended(unknown_place(held), ctx, cpu, held, index, wait_ns);

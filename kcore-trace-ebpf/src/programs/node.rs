@@ -15,8 +15,11 @@ use super::record::{self, Cpu};
 
 /// A lock was taken.
 #[inline(always)]
-pub(crate) fn acquired(cpu: Cpu, cell: u32, address: u64) {
-    if let Some(counters) = counters(cpu, cell, address) {
+pub(crate) fn acquired(cpu: Cpu, cell: u32, address: impl FnOnce() -> u64) {
+    if nodes::<{ node::SPAN }>() == 0 {
+        return;
+    }
+    if let Some(counters) = counters(cpu, cell, address()) {
         // SAFETY: the counters are a map value.
         unsafe { record::add(&raw mut (*counters).acquisitions, 1) };
     }
@@ -25,6 +28,9 @@ pub(crate) fn acquired(cpu: Cpu, cell: u32, address: u64) {
 /// A wait ended with the lock.
 #[inline(always)]
 pub(crate) fn waited(cpu: Cpu, cell: u32, address: u64, wait_ns: u64) {
+    if nodes::<{ node::SPAN }>() == 0 {
+        return;
+    }
     if let Some(counters) = counters(cpu, cell, address) {
         // SAFETY: the counters are a map value.
         unsafe {
@@ -36,9 +42,6 @@ pub(crate) fn waited(cpu: Cpu, cell: u32, address: u64, wait_ns: u64) {
 
 #[inline(always)]
 fn counters(cpu: Cpu, cell: u32, address: u64) -> Option<*mut NodeCounters> {
-    if nodes::<{ node::SPAN }>() == 0 {
-        return None;
-    }
     let lock = lock_of(cell)?;
     let base = nodes::<{ node::BASE }>();
     let distance = if base != 0 {

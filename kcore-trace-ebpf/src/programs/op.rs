@@ -16,7 +16,7 @@ use super::constants::is_set;
 use super::maps::Shared;
 use super::record::Series;
 use super::site::Caller;
-use super::slot::{self, Here, Live, SPANNING};
+use super::slot::{self, Here, Live};
 use super::{Context, audit, programs, record};
 
 static BLOCK_SCOPES: Shared<u64> = Shared::new(0);
@@ -256,7 +256,7 @@ block_scope_function!(bs4_fe bs4_fx bs4_kp bs4_kr);
 /// Up to 6.8 a read of /proc/vmallocinfo holds its locks from `s_start` to `s_stop`, so the op
 /// spans calls that return in between.
 #[inline(always)]
-fn enter_spanning(op: Op) {
+fn enter_spanning(op: Op, sp: u64) {
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and the op in it are map values.
     unsafe {
@@ -264,7 +264,7 @@ fn enter_spanning(op: Op) {
         (*frame).op = op as u32;
         // No op function has this number, so that none is taken for this op's second entry.
         (*frame).function = 0;
-        (*frame).frame = SPANNING;
+        (*frame).frame = slot::spanning(sp);
         let since_ns = now();
         (*frame).since_ns = since_ns;
         (*slot).touched_ns = since_ns;
@@ -272,6 +272,8 @@ fn enter_spanning(op: Op) {
 }
 
 programs! {
-    "kprobe" seqstart_kp(_ctx) { enter_spanning(Op::Vmallocinfo) }
-    "kretprobe" seqstop_kr(_ctx) { exit(Op::Vmallocinfo, Here::Number(SPANNING)) }
+    "kprobe" seqstart_kp(ctx) { enter_spanning(Op::Vmallocinfo, ctx.probe_sp()) }
+    "kretprobe" seqstop_kr(ctx) {
+        exit(Op::Vmallocinfo, Here::Number(slot::spanning(ctx.probe_sp())))
+    }
 }

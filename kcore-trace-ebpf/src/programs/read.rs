@@ -15,7 +15,7 @@ use kcore_trace_ebpf::words::{Destination, Source};
 use super::constants::reads;
 use super::maps::{COPIES, Shared};
 use super::record::add;
-use super::slot::{self, Here, SPANNING};
+use super::slot::{self, Here};
 use super::{Context, inside, programs, reader};
 
 /// How many tasks read /proc/kcore, as far as their slots say.
@@ -162,7 +162,7 @@ fn reading(here: Here) -> Option<*mut Slot> {
     let slot = slot::find()?;
     // SAFETY: the slot is a map value.
     let frame = unsafe { (*slot).read.frame };
-    (frame != 0 && frame != SPANNING && slot::is_live(frame, slot::stack_address(here)))
+    (frame != 0 && !slot::spans(frame) && slot::is_live(frame, slot::stack_address(here)))
         .then_some(slot)
 }
 
@@ -294,6 +294,9 @@ programs! {
     "kretprobe" vinfo_kr(ctx) { vmallocinfo_ended(ctx.probe_sp() - 8) }
 
     // void *s_start(struct seq_file *, loff_t *), void s_stop(struct seq_file *, void *)
-    "kprobe" vstart_kp(ctx) { begin(SPANNING, Source::Vmallocinfo, 0, ctx.probe_arg0()) }
-    "kretprobe" vstop_kr(_ctx) { vmallocinfo_ended(SPANNING) }
+    "kprobe" vstart_kp(ctx) {
+        let frame = slot::spanning(ctx.probe_sp());
+        begin(frame, Source::Vmallocinfo, 0, ctx.probe_arg0());
+    }
+    "kretprobe" vstop_kr(ctx) { vmallocinfo_ended(slot::spanning(ctx.probe_sp())) }
 }

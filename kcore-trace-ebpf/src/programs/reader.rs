@@ -20,7 +20,6 @@ use kcore_trace_ebpf::layout::{
 use kcore_trace_ebpf::words::{Lock, Source};
 
 use super::constants::{is_set, reads};
-use super::hidden;
 use super::maps;
 use super::record::{self, add};
 use super::slot::{self, Here};
@@ -147,8 +146,7 @@ pub(crate) unsafe fn current(slot: *const Slot, here: Here) -> u32 {
     // SAFETY: the caller says that the slot is valid.
     unsafe {
         let frame = (*slot).read.frame;
-        // Hidden from the compiler, or it asks for that last.
-        if hidden(frame) != 0 && slot::is_live(frame, slot::stack_address(here)) {
+        if frame != 0 && slot::is_live(frame, slot::stack_address(here)) {
             row_of(&raw const (*slot).read) + 1
         } else {
             0

@@ -4,6 +4,7 @@
 //! preemptible, and an interrupt may count the same thing between a load and a store. Minimum and
 //! maximum are not: a lost race there needs two extremes within the same few nanoseconds.
 
+use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::ptr::{read_volatile, write_volatile};
 
@@ -53,6 +54,22 @@ pub(crate) fn cpu_id() -> u32 {
 #[inline(always)]
 pub(crate) fn forget(value: u32) -> u32 {
     value.wrapping_add(unknown_zero() as u32)
+}
+
+/// The same cell, of which the verifier knows how many there are and no more.
+#[inline(always)]
+pub(crate) fn masked(cell: u32) -> u32 {
+    let mut masked = cell;
+    // SAFETY: an instruction that changes no cell; the compiler would leave it out.
+    unsafe {
+        asm!(
+            "{0} &= {1}",
+            inout(reg) masked,
+            const series::CELLS - 1,
+            options(pure, nomem, nostack)
+        );
+    }
+    masked
 }
 
 /// Zero, of which the verifier knows nothing.

@@ -4,7 +4,8 @@
 //! once by halving the table of text ranges and then remembered in a cache that compares the whole
 //! address, so that it cannot lie (kernel text lies within 4 GiB, so its low half is enough).
 
-use core::ptr::read_volatile;
+use core::mem::MaybeUninit;
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_get_stack;
@@ -173,19 +174,25 @@ pub(crate) struct Stack {
 /// Walks the kernel stack: only for a contended lock of ours, where no op hook tells the op.
 #[inline(always)]
 pub(crate) fn stack(ctx: Context) -> Option<Stack> {
-    // The helper writes all of it, which the verifier of 5.10 does not know.
-    let mut frames = [0u64; FRAMES];
+    let mut frames = MaybeUninit::<[u64; FRAMES]>::uninit();
     let size = size_of_val(&frames) as u32;
-    // SAFETY: the buffer is as long as it is said to be.
-    let bytes = unsafe { bpf_get_stack(ctx.as_ptr().cast(), frames.as_mut_ptr().cast(), size, 0) };
+    let first = frames.as_mut_ptr().cast::<u64>();
+    // SAFETY: the buffer is as long as it is said to be. A word of it is written first, since the verifier of
+    // 5.10 takes no stack that nobody has used so far down.
+    let bytes = unsafe {
+        write_volatile(first, 0);
+        bpf_get_stack(ctx.as_ptr().cast(), first.cast(), size, 0)
+    };
     if bytes <= 0 {
         return None;
     }
+    // SAFETY: the helper fills the whole buffer, with zeros behind the last frame.
+    let frames = unsafe { frames.assume_init_ref() };
     let forget = |value: u64| u64::from(record::forget(value as u32));
     let mut innermost = forget(NOWHERE);
     let mut op = forget(Op::Other as u64);
     // Without branches, for the verifier, as in `look_up`.
-    for frame in frames {
+    for &frame in frames {
         let site = forget(packed(frame));
         let is_nowhere = site >> NOWHERE_BIT & 1;
         let is_first = innermost >> NOWHERE_BIT & 1;

@@ -18,8 +18,6 @@ use super::{Context, choose, hidden, number, record, sign};
 
 /// `THREAD_SIZE` and `IRQ_STACK_SIZE` of x86-64: stacks are aligned to it.
 const STACK_BYTES: u64 = 16384;
-/// A frame that no stack pointer is above: of an op that spans several calls.
-pub(crate) const SPANNING: u64 = u64::MAX;
 /// A slot that is not idle and was not touched for so long belongs to a task that is gone.
 const ABANDONED_NS: u64 = 60_000_000_000;
 /// Whoever touched a slot so lately is likely to come back to it.
@@ -68,7 +66,7 @@ pub(crate) fn of(task: u64) -> Option<*mut Slot> {
     let mut slot = numbered(first_of(task))?;
     // SAFETY: a map value.
     if unsafe { (*slot).owner } != task {
-        slot = numbered(slot_elsewhere(task, 0))?;
+        slot = numbered(elsewhere(task))?;
     }
     Some(slot)
 }
@@ -80,37 +78,37 @@ pub(crate) fn claim() -> Option<*mut Slot> {
     let mut slot = numbered(first_of(task))?;
     // SAFETY: a map value.
     if unsafe { (*slot).owner } != task {
-        slot = numbered(slot_elsewhere(task, 1))?;
+        slot = numbered(match elsewhere(task) {
+            NOWHERE => take_over(task),
+            number => number,
+        })?;
     }
     Some(slot)
 }
 
-/// The number of a task's slot that is not the first one, or [`NOWHERE`]; of a new one if it claims
-/// that. Apart, since it is seldom asked for, and so that the verifier follows it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn slot_elsewhere(task: u64, claims: u64) -> u64 {
+/// The number of a task's slot that is not the first one, or [`NOWHERE`]. Not a function apart: of a program
+/// that calls one the verifier has to remember much more (`mark_all_scalars_precise`).
+#[inline(always)]
+fn elsewhere(task: u64) -> u64 {
     let first = first_of(task);
-    for way in 0..u64::from(SLOT_WAYS) {
+    let mut found = NOWHERE;
+    for way in 1..u64::from(SLOT_WAYS) {
         let number = first ^ way;
         if let Some(slot) = numbered(number) {
             // SAFETY: a map value.
-            if unsafe { (*slot).owner } == task {
-                return number;
-            }
+            let owner = unsafe { (*slot).owner };
+            found = choose(equal(owner, task), number, found);
         }
     }
-    match claims {
-        0 => NOWHERE,
-        _ => take_over(first, task),
-    }
+    found
 }
 
 /// Gives a task a slot that nobody needs: the first one, unless another task touched it lately, or else the
 /// one that was not touched for longest.
 #[inline(always)]
-fn take_over(first: u64, task: u64) -> u64 {
+fn take_over(task: u64) -> u64 {
     const NEVER: u64 = i64::MAX as u64;
+    let first = first_of(task);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let (mut found, mut oldest) = (NOWHERE, NEVER);
@@ -237,7 +235,19 @@ pub(crate) fn same_stack(a: u64, b: u64) -> bool {
 /// was jumped to at the end of its caller has the same place on the stack.
 #[inline(always)]
 pub(crate) fn is_live(frame: u64, sp: u64) -> bool {
-    frame == SPANNING || (frame >= sp && same_stack(frame, sp))
+    frame >= sp && same_stack(frame, sp)
+}
+
+/// The frame of what spans several calls: it is left when the stack is.
+#[inline(always)]
+pub(crate) fn spanning(sp: u64) -> u64 {
+    sp | (STACK_BYTES - 1)
+}
+
+/// Whether a frame is that of what spans several calls; any other is at a multiple of eight.
+#[inline(always)]
+pub(crate) fn spans(frame: u64) -> bool {
+    frame & 1 != 0
 }
 
 /// An op that is going on, in a map value.
@@ -285,8 +295,7 @@ pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<Live> {
 #[inline(always)]
 pub(crate) unsafe fn looks_up(slot: *const Slot, sp: u64) -> bool {
     // SAFETY: the caller says that the slot is valid.
-    let frame = unsafe { (*slot).look_up };
-    frame >= sp && same_stack(frame, sp)
+    is_live(unsafe { (*slot).look_up }, sp)
 }
 
 /// A look-up begins inside an op of the same stack: nearly all do, and it is told by less than [`outermost`].
@@ -339,7 +348,7 @@ pub(crate) unsafe fn outermost(slot: *mut Slot, sp: u64, function: u32) -> Optio
             return Some(task);
         }
         // A frame on another stack is the task's, with an interrupt here on top of it.
-        let place = if (*task).frame == SPANNING || same_stack((*task).frame, sp) {
+        let place = if same_stack((*task).frame, sp) {
             task
         } else {
             &raw mut (*slot).ops[1]

@@ -97,10 +97,8 @@ pub fn replace_constants(object: &mut [u8], mut other: impl FnMut(u64) -> Option
 pub fn replace_numbers(object: &mut [u8], other: impl Fn(u32) -> Option<u32>) {
     /// BPF_ALU64 with BPF_MUL or BPF_AND, of a constant.
     const CODES: [u8; 2] = [0x27, 0x57];
-    /// Code and registers, offset, immediate.
-    const BYTES: usize = 8;
-    for at in 0..object.len().saturating_sub(BYTES - 1) {
-        let (head, tail) = object[at..at + BYTES].split_at_mut(4);
+    for instruction in object.chunks_exact_mut(INSTRUCTION_BYTES) {
+        let (head, tail) = instruction.split_at_mut(4);
         if !CODES.contains(&head[0]) || head[1] >> 4 != 0 || head[2..] != [0, 0] {
             continue;
         }
@@ -112,13 +110,17 @@ pub fn replace_numbers(object: &mut [u8], other: impl Fn(u32) -> Option<u32>) {
     }
 }
 
+/// Bytes of an instruction, and what they are aligned to: code and registers, offset, immediate.
+const INSTRUCTION_BYTES: usize = 8;
+
 /// Bytes of an instruction that loads a constant, which takes the room of two: code and registers,
 /// offset, lower half; the upper half alone.
 const LOAD_BYTES: usize = 16;
 
 /// Every place of an object where an instruction that loads a constant may be.
 fn each_constant(object: &mut [u8], mut each: impl FnMut(u64, &mut [u8])) {
-    for at in 0..object.len().saturating_sub(LOAD_BYTES - 1) {
+    let ends = object.len().saturating_sub(LOAD_BYTES - 1);
+    for at in (0..ends).step_by(INSTRUCTION_BYTES) {
         if object[at] == LOAD_CONSTANT && object[at + 1] >> 4 == 0 {
             let instruction = &mut object[at..at + LOAD_BYTES];
             let half = |at: usize| instruction[at..at + 4].iter().rev();
@@ -292,7 +294,7 @@ mod tests {
             [&[LOAD_CONSTANT, register, 0, 0], &low[..], &[0; 4], &high].concat()
         };
         let mut object = [
-            vec![7; 3],
+            vec![7; INSTRUCTION_BYTES],
             load(1, CONSTANT),
             load(2, CONSTANT + 1),
             load(3, CONSTANT),
@@ -302,7 +304,13 @@ mod tests {
         let named = |register: u8| load(register | 3 << 4, 42);
         assert_eq!(
             object,
-            [vec![7; 3], named(1), load(2, CONSTANT + 1), named(3)].concat()
+            [
+                vec![7; INSTRUCTION_BYTES],
+                named(1),
+                load(2, CONSTANT + 1),
+                named(3)
+            ]
+            .concat()
         );
         name_variable(&mut [], CONSTANT, 42);
         replace_constants(&mut object, |constant| {
@@ -310,7 +318,13 @@ mod tests {
         });
         assert_eq!(
             object,
-            [vec![7; 3], named(1), load(2, u64::MAX), named(3)].concat()
+            [
+                vec![7; INSTRUCTION_BYTES],
+                named(1),
+                load(2, u64::MAX),
+                named(3)
+            ]
+            .concat()
         );
     }
 }
