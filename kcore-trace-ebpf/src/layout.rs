@@ -1035,10 +1035,24 @@ mod tests {
 
     use super::node::{counters, number, reciprocal};
     use super::{
-        AuditTable, BlameRow, CellCounters, CpuCounters, HISTOGRAMS, Histogram, NodeCounters,
-        Place, RareCounters, WorstStacks, WorstTable, audit, blame, holder, node, reader,
+        ALL_OCTAVES, AuditTable, BlameRow, CellCounters, CpuCounters, HISTOGRAMS, Histogram,
+        NodeCounters, Place, RareCounters, WorstStacks, WorstTable, audit, blame, bucket, holder,
+        no_histogram, node, reader,
     };
     use crate::words::{self, Lock, Mode, Op, Source, cell};
+
+    #[test]
+    fn where_there_is_no_histogram_there_is_no_octave() {
+        for cpus in [1, 2, 3, 64, 255, 256, 4096, 8192] {
+            let octaves = u64::from(no_histogram(cpus))..;
+            for octave in octaves.take(bucket::OCTAVES) {
+                // As the programs calculate it, where a number of 32 bits must not begin again.
+                let number = octave * u64::from(cpus) + u64::from(cpus) - 1;
+                let all = u64::from(ALL_OCTAVES) * u64::from(cpus);
+                assert!((all..=u32::MAX.into()).contains(&number), "{cpus} CPUs");
+            }
+        }
+    }
 
     #[test]
     fn a_node_is_told_by_multiplying_as_by_dividing() {
