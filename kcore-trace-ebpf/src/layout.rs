@@ -52,7 +52,7 @@ pub mod series {
     /// Room for all cells and for all ops: powers of two, so that a mask keeps a number inside.
     pub const CELLS: usize = cell::COUNT.next_power_of_two();
     pub const OPS: usize = Op::COUNT.next_power_of_two();
-    /// How many there are, and are not used.
+    /// Numbers that a series may have; not all stand for one.
     pub const COUNT: usize = 2 * CELLS + OPS;
     /// Where there is none any more, at a multiple of eight bytes.
     pub const ALWAYS_ZERO: usize = COUNT;

@@ -202,32 +202,20 @@ impl Session {
 
     /// Keeps the links of kprobes at hand, to ask what they missed, or says that nobody knows.
     fn watch_kprobes(&mut self) {
-        let by_kprobe: HashMap<u32, &String> = self
-            .loaded
-            .iter()
-            .filter_map(|name| match self.object.program(name)? {
-                program @ Program::KProbe(_) => Some((information(program)?.id, name)),
-                _ => None,
-            })
-            .collect();
-        if by_kprobe.is_empty() {
-            return;
-        }
-        let ours = aya::programs::loaded_links().filter_map(|link| {
-            let link = link.ok()?;
-            let name = by_kprobe.get(&link.program_id())?;
-            let link = syscall::open_link(link.id()).ok()?;
-            syscall::missed_kprobes(link.as_fd()).ok()??;
-            Some(((*name).clone(), link))
-        });
-        let links: Vec<_> = ours.collect();
-        let all = links.len() == by_kprobe.len();
-        self.kprobes = links;
-        if !all {
-            let reason = "this kernel does not count them (6.7 does): where a probe is passed in an \
-                          interrupt of another, or by more tasks at once than it has instances for \
-                          their returns, its program does not run";
-            self.miss("skipped runs of kprobes", reason.into());
+        let id = |name: &String| match self.object.program(name)? {
+            program @ Program::KProbe(_) => Some((information(program)?.id, name.clone())),
+            _ => None,
+        };
+        let by_kprobe = self.loaded.iter().filter_map(id).collect();
+        match kprobe_links(&by_kprobe) {
+            Ok(links) => self.kprobes = links,
+            Err(unknown) => {
+                let reason = format!(
+                    "{unknown}: where a probe is passed in an interrupt of another, or by more \
+                     tasks at once than it has instances for their returns, its program does not run"
+                );
+                self.miss("skipped runs of kprobes", reason);
+            }
         }
     }
 
@@ -470,6 +458,43 @@ fn attach_kprobe(
         _ => program.attach(target, 0),
     }
     .map(drop)
+}
+
+/// The links of programs, by the ids of these, that tell what their kprobes missed.
+///
+/// # Errors
+///
+/// Why it is not known of all of them, as a phrase for a person.
+fn kprobe_links(programs: &HashMap<u32, String>) -> Result<Vec<(String, OwnedFd)>, String> {
+    let (mut found, mut failure) = (Vec::new(), None);
+    if programs.is_empty() {
+        return Ok(found);
+    }
+    for link in aya::programs::loaded_links() {
+        let link = match link {
+            Ok(link) => link,
+            // Perhaps of others, and gone by now.
+            Err(error) => {
+                failure = Some(error.to_string());
+                continue;
+            }
+        };
+        let Some(name) = programs.get(&link.program_id()) else {
+            continue;
+        };
+        let told = syscall::open_link(link.id())
+            .and_then(|link| Ok((syscall::missed_kprobes(link.as_fd())?, link)));
+        match told {
+            Ok((Some(_), link)) => found.push((name.clone(), link)),
+            Ok((None, _)) => return Err("this kernel does not count them (6.7 does)".into()),
+            Err(error) => failure = Some(error.to_string()),
+        }
+    }
+    if found.len() == programs.len() {
+        return Ok(found);
+    }
+    let failure = failure.unwrap_or_else(|| "some have none".into());
+    Err(format!("the kernel does not show their links ({failure})"))
 }
 
 /// Tells a refusal by the verifier from one of the attach point.

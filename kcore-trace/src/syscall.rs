@@ -33,16 +33,29 @@ pub(crate) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i3
     Ok(result as i32)
 }
 
-/// What the kernel says of a program; fields that it does not know are zero.
-pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
-    // SAFETY: plain data, for which zero is a valid value.
-    let mut info: bpf_prog_info = unsafe { zeroed() };
+/// What the kernel says of an object, and how many bytes of that it knows; the others are zero.
+///
+/// # Safety
+///
+/// `T` is what the kernel writes of such an object: plain data, for which zero is a valid value.
+unsafe fn info<T>(object: BorrowedFd<'_>) -> io::Result<(T, usize)> {
+    // SAFETY: the caller's promise.
+    let mut info: T = unsafe { zeroed() };
     let mut attr = attributes();
-    attr.info.bpf_fd = program.as_raw_fd() as u32;
-    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.bpf_fd = object.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<T>() as u32;
     attr.info.info = &raw mut info as u64;
     // SAFETY: the buffer is as long as it is said to be.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    // SAFETY: the kernel leaves the length there.
+    let known = unsafe { attr.info.info_len };
+    Ok((info, known as usize))
+}
+
+/// What the kernel says of a program; fields that it does not know are zero.
+pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
+    // SAFETY: integers only.
+    let (info, _) = unsafe { info(program) }?;
     Ok(info)
 }
 
@@ -60,20 +73,14 @@ pub(crate) fn open_link(id: u32) -> io::Result<OwnedFd> {
 /// or no instance was left for the return (`trace_kprobe_missed` in `kernel/trace/trace_kprobe.c`).
 /// Nothing if the kernel does not tell: before 6.7 the struct had no such field, and was shorter.
 pub(crate) fn missed_kprobes(link: BorrowedFd<'_>) -> io::Result<Option<u64>> {
-    // SAFETY: plain data, for which zero is a valid value.
-    let mut info: bpf_link_info = unsafe { zeroed() };
-    let mut attr = attributes();
-    attr.info.bpf_fd = link.as_raw_fd() as u32;
-    attr.info.info_len = size_of::<bpf_link_info>() as u32;
-    attr.info.info = &raw mut info as u64;
-    // SAFETY: the buffer is as long as it is said to be.
-    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    // SAFETY: the kernel wrote how much it filled in, as of a link to a kprobe.
-    let (known, missed) = unsafe {
+    // SAFETY: integers only.
+    let (info, known): (bpf_link_info, _) = unsafe { info(link) }?;
+    // SAFETY: of a link to a kprobe.
+    let missed = unsafe {
         let event = &info.__bindgen_anon_1.perf_event;
-        (attr.info.info_len, event.__bindgen_anon_1.kprobe.missed)
+        event.__bindgen_anon_1.kprobe.missed
     };
-    Ok((known as usize >= MISSED_END).then_some(missed))
+    Ok((known >= MISSED_END).then_some(missed))
 }
 
 /// Where the field ends in `struct bpf_link_info`, which grew by it.

@@ -13,6 +13,8 @@ use core::ptr::read_volatile;
 
 use kcore_trace_ebpf::layout::{acquire, constant, read};
 
+use super::by_constant;
+
 macro_rules! constants {
     ($($name:ident = $array:ident),+) => {$(
         #[inline(always)]
@@ -60,33 +62,13 @@ pub(crate) fn is_set<const FLAG: usize>() -> bool {
 /// A number below that of task slots, of a hash.
 #[inline(always)]
 pub(crate) fn among_slots(hash: u64) -> u64 {
-    let mut number = hash;
-    // SAFETY: an instruction that calculates with a constant.
-    unsafe {
-        asm!(
-            "{0} &= {1}",
-            inout(reg) number,
-            const constant::short_mark(constant::SLOT_MASK),
-            options(pure, nomem, nostack)
-        );
-    }
-    number
+    by_constant!(hash, "&=", constant::short_mark(constant::SLOT_MASK))
 }
 
 /// A number times that of possible CPUs.
 #[inline(always)]
 pub(crate) fn times_cpus(number: u32) -> u32 {
-    let mut product = number;
-    // SAFETY: as above.
-    unsafe {
-        asm!(
-            "{0} *= {1}",
-            inout(reg) product,
-            const constant::short_mark(constant::CPUS),
-            options(pure, nomem, nostack)
-        );
-    }
-    product
+    by_constant!(number, "*=", constant::short_mark(constant::CPUS))
 }
 
 /// Addresses of the functions that take a lock.

@@ -49,6 +49,24 @@ macro_rules! programs {
 }
 pub(crate) use programs;
 
+/// One instruction that calculates with a constant, which the compiler can neither change nor leave out.
+macro_rules! by_constant {
+    ($value:expr, $operator:literal, $constant:expr) => {{
+        let mut value = $value;
+        // SAFETY: an instruction on a register.
+        unsafe {
+            core::arch::asm!(
+                concat!("{0} ", $operator, " {1}"),
+                inout(reg) value,
+                const $constant,
+                options(pure, nomem, nostack)
+            );
+        }
+        value
+    }};
+}
+pub(crate) use by_constant;
+
 /// The context of a program, whatever its type.
 #[derive(Clone, Copy)]
 #[repr(transparent)]

@@ -4,7 +4,6 @@
 //! preemptible, and an interrupt may count the same thing between a load and a store. Minimum and
 //! maximum are not: a lost race there needs two extremes within the same few nanoseconds.
 
-use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use core::ptr::{read_volatile, write_volatile};
 
@@ -16,8 +15,8 @@ use kcore_trace_ebpf::layout::{
 use kcore_trace_ebpf::words::{Lock, Op};
 
 use super::constants::times_cpus;
-use super::hidden;
 use super::maps::{ACTIVE, CELLS, COUNTERS, HIST_OF, HISTS, RARE};
+use super::{by_constant, hidden};
 
 /// No role: of a lock that is not known.
 pub(crate) const NO_ROLE: u32 = u32::MAX;
@@ -59,17 +58,7 @@ pub(crate) fn forget(value: u32) -> u32 {
 /// The same cell, of which the verifier knows how many there are and no more.
 #[inline(always)]
 pub(crate) fn masked(cell: u32) -> u32 {
-    let mut masked = cell;
-    // SAFETY: an instruction that changes no cell; the compiler would leave it out.
-    unsafe {
-        asm!(
-            "{0} &= {1}",
-            inout(reg) masked,
-            const series::CELLS - 1,
-            options(pure, nomem, nostack)
-        );
-    }
-    masked
+    by_constant!(cell, "&=", series::CELLS - 1)
 }
 
 /// Zero, of which the verifier knows nothing.
