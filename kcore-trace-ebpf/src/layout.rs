@@ -10,7 +10,7 @@ use crate::words::{Lock, Op, cell};
 /// Largest number of call-site ranges; a power of two, since they are searched by halving.
 pub const SITES: usize = 128;
 /// Cached call sites; a power of two.
-pub const SITE_CACHE: usize = 256;
+pub const SITE_CACHE: usize = 1024;
 /// Task slots that one task may have; a power of two.
 pub const SLOT_WAYS: u32 = 4;
 /// Task slots unless userspace asks for more; a power of two.
@@ -762,6 +762,21 @@ pub struct SiteTable {
     /// Where a search begins: zero.
     pub first: u64,
     pub ranges: [SiteRange; SITES],
+}
+
+impl SiteTable {
+    /// Not yet written.
+    pub const BLANK: Self = Self {
+        first: 0,
+        ranges: [SiteRange {
+            start: 0,
+            end: 0,
+            op: 0,
+            intent: 0,
+            takes_block_lock: 0,
+            reserved: 0,
+        }; SITES],
+    };
 }
 
 const _: () = assert!(size_of::<SiteTable>() == 8 + 32 * SITES);

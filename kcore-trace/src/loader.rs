@@ -81,7 +81,10 @@ pub(crate) fn enable_statistics() -> Result<OwnedFd> {
     )
 }
 
-/// A row of the site table, for the map.
+/// The section of the programs with the text ranges of the vmalloc functions.
+const SITE_RANGES: &str = ".bss.sites";
+
+/// The table of them, for the map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Table(SiteTable);
@@ -309,7 +312,7 @@ impl Session {
                 reserved: 0,
             };
         }
-        let mut map = self.array_mut("SITE_RANGES")?;
+        let mut map = self.array_mut(SITE_RANGES)?;
         map.set(0, Table(table), 0)
             .context("failed to write the table of call sites")
     }

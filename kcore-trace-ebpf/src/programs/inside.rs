@@ -9,7 +9,7 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use kcore_trace_ebpf::layout::{HELD, Held, InsideCounters, Slot, state};
 
 use super::maps::INSIDE;
@@ -78,12 +78,13 @@ pub(crate) unsafe fn waited(held: *mut Held, cell: u32) {
 const READER_SHIFT: u32 = 8;
 
 /// A lock was taken to be shared, under that cell: with whom, the lock itself tells, which counts the
-/// reader already.
+/// reader already. It is the first argument of the hooked function, through which a program may read.
 #[inline(always)]
-pub(crate) fn shared(address: u64, cell: u32) {
-    // SAFETY: the helper checks the address; counters are map values.
+pub(crate) fn shared(ctx: Context, cell: u32) {
+    let lock = ctx.arg(0) as *const u64;
+    // SAFETY: a read of a typed argument; counters are map values.
     unsafe {
-        let count = bpf_probe_read_kernel(address as *const u64).unwrap_or(0);
+        let count = read_volatile(lock);
         if count >> (READER_SHIFT + 1) != 0
             && let Some(counters) = INSIDE.get_ptr_mut(cell)
         {

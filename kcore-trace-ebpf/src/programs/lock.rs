@@ -115,7 +115,7 @@ impl Taken {
     }
 
     #[inline(always)]
-    fn is(self, lock: Lock) -> bool {
+    pub(crate) fn is(self, lock: Lock) -> bool {
         self.lock == lock as u64
     }
 
@@ -369,7 +369,7 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
                 && is_set::<{ flag::INSIDE }>()
                 && taken.is(Lock::VmapArea)
             {
-                inside::shared(taken.address(), index);
+                inside::shared(caller.context(), index);
             }
         }
         become_held(slot, held, taken.followed());

@@ -97,8 +97,9 @@ pub(crate) static HOLDERS: Shared<Holders> = Shared::new([Place::NEVER; holder::
 pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
 
 /// Text ranges of the vmalloc functions. Written by userspace before anything is attached.
-#[map]
-pub(crate) static SITE_RANGES: Array<SiteTable> = Array::with_max_entries(1, 0);
+#[unsafe(link_section = ".bss.sites")]
+#[unsafe(no_mangle)]
+pub(crate) static SITE_RANGES: Shared<SiteTable> = Shared::new(SiteTable::BLANK);
 
 /// Return addresses that were looked up: the low half of the address, the site above it.
 pub(crate) static SITE_MEMO: Shared<[u64; SITE_CACHE]> = Shared::new([0; SITE_CACHE]);

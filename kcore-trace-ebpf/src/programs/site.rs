@@ -16,7 +16,7 @@ use kcore_trace_ebpf::words::{Intent, Op};
 
 use super::constants::{acquire_function, kernel};
 use super::maps::{SITE_MEMO, SITE_RANGES};
-use super::{Context, choose, hidden, record};
+use super::{Context, choose, hidden, record, sign};
 
 /// What the table says of a return address.
 #[derive(Clone, Copy)]
@@ -45,19 +45,49 @@ pub(crate) fn of(address: u64) -> Option<Site> {
 /// The site of a return address as one word, or [`NOWHERE`].
 #[inline(always)]
 fn packed(address: u64) -> u64 {
-    let low = address & 0xffff_ffff;
-    let slot = hidden(address ^ address >> 8) & CACHE_MASK;
-    // SAFETY: the slot is inside the array; one word is read and written whole.
-    let cached = unsafe { SITE_MEMO.get().cast::<u64>().add(slot as usize) };
-    // SAFETY: as above.
-    let entry = unsafe { *cached };
-    if entry & (VALID << 32 | 0xffff_ffff) == VALID << 32 | low {
-        return entry >> 32 & !VALID;
+    let entry = remembered(address);
+    if is_of_another(entry, address) == 0 {
+        return answer(entry);
     }
     let packed = look_up(address);
-    // SAFETY: as above.
-    unsafe { *cached = (VALID | packed) << 32 | low };
+    remember(address, packed);
     packed
+}
+
+/// Where the answer for an address is remembered, if it is.
+#[inline(always)]
+fn memo(address: u64) -> *mut u64 {
+    let slot = hidden(address ^ address >> 8) & CACHE_MASK;
+    // SAFETY: the slot is inside the array.
+    unsafe { SITE_MEMO.get().cast::<u64>().add(slot as usize) }
+}
+
+#[inline(always)]
+fn remembered(address: u64) -> u64 {
+    // SAFETY: one word, which is read and written whole.
+    unsafe { read_volatile(memo(address)) }
+}
+
+#[inline(always)]
+fn remember(address: u64, packed: u64) {
+    // SAFETY: as above.
+    unsafe { write_volatile(memo(address), (VALID | packed) << 32 | low(address)) };
+}
+
+#[inline(always)]
+fn low(address: u64) -> u64 {
+    address & 0xffff_ffff
+}
+
+/// Zero, if what is remembered is about that address.
+#[inline(always)]
+fn is_of_another(entry: u64, address: u64) -> u64 {
+    (entry ^ (VALID << 32 | low(address))) & (VALID << 32 | 0xffff_ffff)
+}
+
+#[inline(always)]
+fn answer(entry: u64) -> u64 {
+    entry >> 32 & !VALID
 }
 
 #[inline(always)]
@@ -74,34 +104,35 @@ fn unpack(packed: u64) -> Site {
 /// sees the same state whichever way it goes.
 #[inline(never)]
 fn look_up(address: u64) -> u64 {
-    let Some(table) = SITE_RANGES.get(0) else {
-        return NOWHERE;
-    };
     // A call may be the last instruction of its function; the byte before belongs to it.
     let address = address.wrapping_sub(1);
-    // SAFETY: a map value.
-    let mut index = unsafe { read_volatile(&raw const table.first) };
+    // SAFETY: a word of a static, which is written before any program runs.
+    let mut index = unsafe { read_volatile(&raw const (*SITE_RANGES.get()).first) };
     let mut step = SITES as u64 / 2;
     for _ in 0..SITES.trailing_zeros() {
-        let range = range(table, index + step);
-        // Both lie in the upper half of the address space, so the sign tells which is greater.
-        let is_at_or_below = (range.start.wrapping_sub(address).wrapping_sub(1)) >> 63;
-        index += hidden(is_at_or_below) * step;
+        index += not_above(range(index + step).start, address) * step;
         step /= 2;
     }
-    let range = range(table, index);
-    if range.start <= address && address < range.end {
-        pack(range)
-    } else {
-        NOWHERE
-    }
+    let range = range(index);
+    let lies_in_it = not_above(range.start, address) & (not_above(range.end, address) ^ 1);
+    choose(lies_in_it, pack(range), NOWHERE)
+}
+
+/// One if `start` is not above `address`, else zero. Both lie in the upper half of the address space, or
+/// the address is one of user space or none, so the sign of the difference tells.
+#[inline(always)]
+fn not_above(start: u64, address: u64) -> u64 {
+    sign(start.wrapping_sub(address).wrapping_sub(1))
 }
 
 #[inline(always)]
-fn range(table: &SiteTable, index: u64) -> &SiteRange {
+fn range(index: u64) -> &'static SiteRange {
     let index = hidden(index) & (SITES as u64 - 1);
-    // SAFETY: the index is inside the array.
-    unsafe { &*table.ranges.as_ptr().add(index as usize) }
+    // SAFETY: the index is inside the array, which is written before any program runs.
+    unsafe {
+        let first = (&raw const (*SITE_RANGES.get()).ranges).cast::<SiteRange>();
+        &*first.add(index as usize)
+    }
 }
 
 #[inline(always)]
@@ -188,27 +219,80 @@ pub(crate) fn stack(ctx: Context) -> Option<Stack> {
     }
     // SAFETY: the helper fills the whole buffer, with zeros behind the last frame.
     let frames = unsafe { frames.assume_init_ref() };
-    let forget = |value: u64| u64::from(record::forget(value as u32));
-    let mut innermost = forget(NOWHERE);
-    let mut op = forget(Op::Other as u64);
-    // Without branches, for the verifier, as in `look_up`.
+    let (mut found, mut missing) = (Walked::begin(), 0);
     for &frame in frames {
-        let site = forget(packed(frame));
-        let is_nowhere = site >> NOWHERE_BIT & 1;
-        let is_first = innermost >> NOWHERE_BIT & 1;
-        // One, unless the op is zero.
-        let has_op = (site & 0xff).wrapping_add(0xff) >> 8 & 1;
-        const _: () = assert!(Op::Other as u64 == 0);
-        innermost = choose(is_first, site, innermost);
-        op = choose(has_op & !is_nowhere, site & 0xff, op);
+        let entry = remembered(frame);
+        missing |= is_of_another(entry, frame);
+        found.pass(answer(entry));
     }
-    if innermost == NOWHERE {
+    let found = Walked::of_word(if missing == 0 {
+        found.word()
+    } else {
+        look_all_up(frames)
+    });
+    if found.innermost == NOWHERE {
         return None;
     }
     Some(Stack {
-        site: unpack(innermost),
-        op: op as u32,
+        site: unpack(found.innermost),
+        op: found.op as u32,
     })
+}
+
+/// What is known of a stack of which all frames were looked up, whatever is remembered. A function, since
+/// otherwise the verifier followed each of these searches for both ways out of the one before.
+#[inline(never)]
+fn look_all_up(frames: &[u64; FRAMES]) -> u64 {
+    let mut found = Walked::begin();
+    for &frame in frames {
+        let site = look_up(frame);
+        remember(frame, site);
+        found.pass(site);
+    }
+    found.word()
+}
+
+/// What is known of a stack so far, from the innermost frame outwards.
+struct Walked {
+    /// The first site, or [`NOWHERE`].
+    innermost: u64,
+    /// Of the last site with an op.
+    op: u64,
+}
+
+impl Walked {
+    #[inline(always)]
+    fn begin() -> Self {
+        Self {
+            innermost: NOWHERE.wrapping_add(record::unknown_zero()),
+            op: (Op::Other as u64).wrapping_add(record::unknown_zero()),
+        }
+    }
+
+    /// Without branches, for the verifier, as in [`look_up`].
+    #[inline(always)]
+    fn pass(&mut self, site: u64) {
+        const _: () = assert!(Op::Other as u64 == 0);
+        let is_nowhere = site >> NOWHERE_BIT & 1;
+        let is_first = self.innermost >> NOWHERE_BIT & 1;
+        // One, unless the op is zero.
+        let has_op = (site & 0xff).wrapping_add(0xff) >> 8 & 1;
+        self.innermost = choose(is_first, site, self.innermost);
+        self.op = choose(has_op & !is_nowhere, site & 0xff, self.op);
+    }
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.op << 32 | self.innermost
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self {
+            innermost: word & 0xffff_ffff,
+            op: word >> 32,
+        }
+    }
 }
 
 /// Whether one of the words just above a slow path's context looks like a return into a function

@@ -169,11 +169,13 @@ fn slow_path(ctx: Context, kind: Type, address: u64, here: Here) {
         None if block_mutexes && is_block_lock(address) => Lock::VmapBlock,
         None => return,
     };
+    // Before the stack is walked, so that the verifier follows the walk once for all roles.
+    let taken = taken(kind, address, lock);
     let Some(stack) = site::stack(ctx) else {
         return;
     };
-    if known.is_some() || stack.site.takes_block_lock {
-        lock::slow_path_of(taken(kind, address, lock), &stack);
+    if !taken.is(Lock::VmapBlock) || stack.site.takes_block_lock {
+        lock::slow_path_of(taken, &stack);
     }
 }
 
