@@ -896,8 +896,10 @@ pub mod block {
     pub const KIND: usize = 0;
     pub const SPINLOCK: u64 = 1;
     pub const MUTEX: u64 = 2;
-    /// Bytes from the lock to `vmap_block.free`.
-    pub const FREE_DISTANCE: usize = 1;
+    /// Bytes from the lock to `vmap_block.va`, which `vmap_block.free` follows (5.10 to 7.3).
+    pub const WORDS_DISTANCE: usize = 1;
+    /// Where the kernel's half of the address space begins.
+    pub const KERNEL: u64 = 1 << 63;
     /// Largest value of `vmap_block.free`: the pages of a block, of any configuration.
     pub const MAX_PAGES: u64 = 4096;
     pub const COUNT: usize = 2;

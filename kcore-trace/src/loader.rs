@@ -732,7 +732,7 @@ impl Constants {
             Kind::Mutex => block::MUTEX,
             _ => block::SPINLOCK,
         };
-        self.blocks[block::FREE_DISTANCE] = layout.free.wrapping_sub(layout.lock);
+        self.blocks[block::WORDS_DISTANCE] = layout.area().wrapping_sub(layout.lock);
     }
 
     fn set_reads(&mut self, facts: &Facts) {

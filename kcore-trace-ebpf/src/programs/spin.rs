@@ -51,14 +51,18 @@ pub(crate) fn node_role(distance: u64) -> Option<Lock> {
     )
 }
 
-/// Whether a lock that was taken in a function that takes `vmap_block.lock` is one: its neighbour
-/// is the number of free pages, where a `vmap_block_queue` has a pointer.
+/// Whether a lock that was taken in a function that takes `vmap_block.lock` is one: beyond it are the
+/// address of an area and the number of free pages. A `vmap_block_queue` has two pointers there, and the
+/// `xarray` of blocks the address of a node with a bit set, or nothing.
 #[inline(always)]
 pub(crate) fn is_block_lock(address: u64) -> bool {
-    let free = address.wrapping_add(blocks::<{ block::FREE_DISTANCE }>());
+    let words = address.wrapping_add(blocks::<{ block::WORDS_DISTANCE }>());
     // SAFETY: the helper checks the address.
-    match unsafe { bpf_probe_read_kernel(free as *const u64) } {
-        Ok(free) => free <= block::MAX_PAGES,
+    match unsafe { bpf_probe_read_kernel(words as *const [u64; 2]) } {
+        Ok([area, free]) => {
+            let is_object = area > block::KERNEL && area.is_multiple_of(size_of::<u64>() as u64);
+            is_object && free <= block::MAX_PAGES
+        }
         Err(_) => false,
     }
 }

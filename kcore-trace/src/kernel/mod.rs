@@ -79,6 +79,13 @@ pub struct BlockLayout {
     pub free: u64,
 }
 
+impl BlockLayout {
+    /// Of `va`, which stands before `free` (5.10 to 7.3), or nothing is known of blocks.
+    pub(crate) fn area(&self) -> u64 {
+        self.free - size_of::<u64>() as u64
+    }
+}
+
 /// What reads are told by, offsets in bytes; each absent where the kernel does not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -556,11 +563,14 @@ fn block_layout(btf: &Btf) -> Option<BlockLayout> {
     } else {
         Kind::Spinlock
     };
-    Some(BlockLayout {
+    let (area, _) = block.members.get("va")?;
+    let (free, _) = block.members.get("free")?;
+    let layout = BlockLayout {
         kind,
         lock: *lock,
-        free: block.members.get("free")?.0,
-    })
+        free: *free,
+    };
+    (*free > 0 && layout.area() == *area).then_some(layout)
 }
 
 fn read_layout(btf: &Btf) -> ReadLayout {
