@@ -736,7 +736,7 @@ pub struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 40 + 2 * 24 + 56 + 16 + HELD * 48);
 
-/// The text range of a function that takes a lock or is on the way to it.
+/// The text range of a function that takes a lock or is on the way to it, or by which one is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SiteRange {
@@ -749,8 +749,8 @@ pub struct SiteRange {
     pub intent: u32,
     /// Whether it may take a `vmap_block.lock`.
     pub takes_block_lock: u32,
-    /// Keeps the size a multiple of eight.
-    pub reserved: u32,
+    /// Whether it is none of those functions but one by which they take a lock.
+    pub is_lock_function: u32,
 }
 
 const _: () = assert!(size_of::<SiteRange>() == 32);
@@ -774,7 +774,7 @@ impl SiteTable {
             op: 0,
             intent: 0,
             takes_block_lock: 0,
-            reserved: 0,
+            is_lock_function: 0,
         }; SITES],
     };
 }
@@ -927,6 +927,9 @@ pub mod text {
     /// Core kernel image, data included, where statically allocated locks live.
     pub const IMAGE_START: usize = 2;
     pub const IMAGE_END: usize = 3;
+    /// Where the image has ended in any case and modules begin
+    /// (`Documentation/arch/x86/x86_64/mm.rst`, 5.10 to 7.3).
+    pub const IMAGE_ROOM_END: u64 = 0xffff_ffff_c000_0000;
     /// From the first to the last function that takes a `vmap_block.lock`.
     pub const BLOCK_TAKERS_START: usize = 4;
     pub const BLOCK_TAKERS_END: usize = 5;

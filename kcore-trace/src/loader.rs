@@ -302,16 +302,24 @@ impl Session {
             first: 0,
             ranges: [beyond; SITES],
         };
-        for (row, (site, range)) in table.ranges.iter_mut().zip(&addresses.sites) {
-            *row = SiteRange {
-                start: range.start,
-                end: range.end,
-                op: site.op as u32,
-                intent: site.intent as u32,
-                takes_block_lock: site.takes_block_lock.into(),
-                reserved: 0,
-            };
+        let sites = addresses.sites.iter().map(|(site, range)| SiteRange {
+            start: range.start,
+            end: range.end,
+            op: site.op as u32,
+            intent: site.intent as u32,
+            takes_block_lock: site.takes_block_lock.into(),
+            is_lock_function: 0,
+        });
+        let taken_by = addresses.taken_by.iter().map(|range| SiteRange {
+            start: range.start,
+            end: range.end,
+            is_lock_function: 1,
+            ..SiteRange::default()
+        });
+        for (row, range) in table.ranges.iter_mut().zip(sites.chain(taken_by)) {
+            *row = range;
         }
+        table.ranges.sort_by_key(|range| range.start);
         let mut map = self.array_mut(SITE_RANGES)?;
         map.set(0, Table(table), 0)
             .context("failed to write the table of call sites")
@@ -758,7 +766,11 @@ impl Constants {
         self.text[text::START] = bound("_stext");
         self.text[text::END] = bound("_etext");
         self.text[text::IMAGE_START] = bound("_text");
-        self.text[text::IMAGE_END] = bound("_end");
+        // No function, so that not every kernel shows it.
+        self.text[text::IMAGE_END] = match bound("_end") {
+            0 => text::IMAGE_ROOM_END,
+            end => end,
+        };
         self.text[text::BLOCK_TAKERS_START] =
             takers().map(|(_, range)| range.start).min().unwrap_or(0);
         self.text[text::BLOCK_TAKERS_END] = takers().map(|(_, range)| range.end).max().unwrap_or(0);

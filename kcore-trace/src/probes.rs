@@ -549,6 +549,19 @@ pub const SITES: &[Site] = &[
     site("open_kcore", Op::Other, Read),
 ];
 
+/// The functions by which spinlocks and mutexes are taken, slow paths among them (`kernel/locking`, 5.10 to
+/// 7.3): whoever calls one takes the lock itself.
+pub const TAKEN_BY: [&str; 8] = [
+    "_raw_spin_lock",
+    "native_queued_spin_lock_slowpath",
+    "queued_spin_lock_slowpath",
+    "__pv_queued_spin_lock_slowpath",
+    "mutex_lock",
+    "__mutex_lock",
+    "__mutex_lock_slowpath",
+    "__mutex_lock_common",
+];
+
 /// Tracepoints whose presence is a fact for people only.
 pub const RELEASE_TRACEPOINT: &str = "contended_release";
 

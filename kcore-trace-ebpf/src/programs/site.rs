@@ -9,9 +9,7 @@ use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_get_stack;
-use kcore_trace_ebpf::layout::{
-    ENTRY_BYTES, FRAMES, SITE_CACHE, SITES, SiteRange, SiteTable, text,
-};
+use kcore_trace_ebpf::layout::{ENTRY_BYTES, FRAMES, SITE_CACHE, SITES, SiteRange, text};
 use kcore_trace_ebpf::words::{Intent, Op};
 
 use super::constants::{acquire_function, kernel};
@@ -24,22 +22,26 @@ pub(crate) struct Site {
     pub(crate) op: u32,
     pub(crate) intent: u32,
     pub(crate) takes_block_lock: bool,
+    /// Of a stack: whether the function called one by which a lock is taken.
+    pub(crate) takes_directly: bool,
 }
 
 const CACHE_MASK: u64 = SITE_CACHE as u64 - 1;
-/// Cached answer for an address outside the table.
+/// Cached answer for an address in no function that takes a lock.
 const NOWHERE: u64 = 1 << NOWHERE_BIT;
 const NOWHERE_BIT: u32 = 31;
+/// Of such an answer: it is in one by which a lock is taken.
+const LOCK_FUNCTION_BIT: u32 = 17;
+/// Of the site of a stack: it called such a one.
+const DIRECTLY_BIT: u32 = 18;
 /// Marks a cached answer.
 const VALID: u64 = 1 << 30;
 
 /// The site of a return address.
 #[inline(always)]
 pub(crate) fn of(address: u64) -> Option<Site> {
-    match packed(address) {
-        NOWHERE => None,
-        packed => Some(unpack(packed)),
-    }
+    let packed = packed(address);
+    (packed & NOWHERE == 0).then(|| unpack(packed))
 }
 
 /// The site of a return address as one word, or [`NOWHERE`].
@@ -96,6 +98,7 @@ fn unpack(packed: u64) -> Site {
         op: (packed & 0xff) as u32,
         intent: (packed >> 8 & 0xff) as u32,
         takes_block_lock: packed >> 16 & 1 != 0,
+        takes_directly: packed >> DIRECTLY_BIT & 1 != 0,
     }
 }
 
@@ -137,7 +140,12 @@ fn range(index: u64) -> &'static SiteRange {
 
 #[inline(always)]
 fn pack(range: &SiteRange) -> u64 {
-    u64::from(range.op) | u64::from(range.intent) << 8 | u64::from(range.takes_block_lock) << 16
+    let is_lock_function = u64::from(range.is_lock_function);
+    u64::from(range.op)
+        | u64::from(range.intent) << 8
+        | u64::from(range.takes_block_lock) << 16
+        | is_lock_function << LOCK_FUNCTION_BIT
+        | is_lock_function << NOWHERE_BIT
 }
 
 /// Whether an address is in core kernel text.
@@ -230,7 +238,7 @@ pub(crate) fn stack(ctx: Context) -> Option<Stack> {
     } else {
         look_all_up(frames)
     });
-    if found.innermost == NOWHERE {
+    if found.innermost & NOWHERE != 0 {
         return None;
     }
     Some(Stack {
@@ -254,7 +262,7 @@ fn look_all_up(frames: &[u64; FRAMES]) -> u64 {
 
 /// What is known of a stack so far, from the innermost frame outwards.
 struct Walked {
-    /// The first site, or [`NOWHERE`].
+    /// The first site, or what was said of the last frame, with [`NOWHERE`].
     innermost: u64,
     /// Of the last site with an op.
     op: u64,
@@ -277,7 +285,9 @@ impl Walked {
         let is_first = self.innermost >> NOWHERE_BIT & 1;
         // One, unless the op is zero.
         let has_op = (site & 0xff).wrapping_add(0xff) >> 8 & 1;
-        self.innermost = choose(is_first, site, self.innermost);
+        let directly = self.innermost >> LOCK_FUNCTION_BIT & 1;
+        let site_here = site | directly << DIRECTLY_BIT;
+        self.innermost = choose(is_first, site_here, self.innermost);
         self.op = choose(has_op & !is_nowhere, site & 0xff, self.op);
     }
 
@@ -318,4 +328,5 @@ pub(crate) const UNKNOWN: Site = Site {
     op: Op::Other as u32,
     intent: Intent::Write as u32,
     takes_block_lock: false,
+    takes_directly: false,
 };

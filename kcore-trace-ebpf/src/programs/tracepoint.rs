@@ -48,9 +48,13 @@ fn in_image(address: u64) -> bool {
     address >= kernel::<{ text::IMAGE_START }>() && address < kernel::<{ text::IMAGE_END }>()
 }
 
-/// The role of a lock by its type, its place and the function that takes it.
+/// The role of a lock by its type, its place and the function that takes it, which is not one that it
+/// calls: those take locks of their own, static ones among them.
 #[inline(always)]
 fn guess(lock: u64, kind: u64, site: site::Site) -> Option<Lock> {
+    if !site.takes_directly {
+        return None;
+    }
     if kind & flags::MUTEX != 0 {
         return if in_image(lock) {
             Some(Lock::VmapPurge)

@@ -177,6 +177,8 @@ pub struct Addresses {
     pub bounds: BTreeMap<&'static str, u64>,
     /// Text ranges of the sites, by symbol.
     pub sites: Vec<(&'static probes::Site, Range)>,
+    /// Text ranges of the functions by which locks are taken.
+    pub taken_by: Vec<Range>,
     /// Functions that take a lock, by their index in the contract.
     pub acquire: [u64; acquire::COUNT],
     /// Functions that are hooked by address, since their name is not unique.
@@ -322,6 +324,8 @@ impl Addresses {
         });
         let mut sites: Vec<_> = ranges.collect();
         sites.sort_by_key(|(_, range)| range.start);
+        let taken_by = probes::TAKEN_BY.iter();
+        let taken_by = taken_by.flat_map(|name| symbols.ranges(name, anchor));
         let of = |name: &'static str| Some((name, symbols.address(name, anchor)?));
         Self {
             types,
@@ -332,6 +336,7 @@ impl Addresses {
             nodes: facts.vmap_node.and_then(|_| nodes(symbols, anchor)),
             bounds: TEXT_BOUNDS.into_iter().filter_map(of).collect(),
             sites,
+            taken_by: taken_by.collect(),
             acquire: acquire::SYMBOLS.map(|name| symbols.address(name, None).unwrap_or(0)),
             by_address: probes::SEQUENCE.into_iter().filter_map(of).collect(),
             preempt_count: None,
@@ -466,6 +471,7 @@ fn typedef(tracepoint: &str) -> String {
 fn wanted_symbols() -> HashSet<&'static str> {
     let statics = STATIC_LOCKS.iter().map(|(_, name)| *name);
     let sites = probes::SITES.iter().map(|site| site.symbol);
+    let sites = sites.chain(probes::TAKEN_BY);
     let others = [
         KCLIST_PERCPU,
         TEST_AND_SET_KEY,
