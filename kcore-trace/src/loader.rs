@@ -837,6 +837,21 @@ mod tests {
     }
 
     #[test]
+    fn an_image_whose_end_has_no_symbol_ends_where_modules_begin() {
+        let end_of = |bounds: &[(&'static str, u64)]| {
+            let mut constants = Constants::default();
+            constants.set_text(&Addresses {
+                bounds: bounds.iter().copied().collect(),
+                ..Addresses::default()
+            });
+            constants.text[text::IMAGE_END]
+        };
+        let start = 0xffff_ffff_8100_0000;
+        assert_eq!(end_of(&[("_text", start), ("_end", start + 1)]), start + 1);
+        assert_eq!(end_of(&[("_text", start)]), text::IMAGE_ROOM_END);
+    }
+
+    #[test]
     fn the_missing_capability_is_named() {
         let caps = |numbers: &[u32]| numbers.iter().fold(0u64, |mask, number| mask | 1 << number);
         assert_eq!(missing_capability(0), Some("CAP_BPF"));

@@ -7,6 +7,7 @@
 mod bench;
 mod cases;
 mod guest;
+mod hidden;
 mod load;
 mod reference;
 mod script;
@@ -123,6 +124,11 @@ const CASES: &[Case] = &[
     case(
         "contended_counts_waits_by_node_and_the_nodes_add_up",
         nodes::contended_nodes,
+    )
+    .parallel(),
+    case(
+        "tracepoint_tells_locks_by_their_place_as_by_their_address",
+        churn::tracepoint_places,
     )
     .parallel(),
     case(

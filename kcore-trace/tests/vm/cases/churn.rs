@@ -5,10 +5,12 @@
 //! take `vmap_node.busy` twice: insert and unlinking. A page of /proc/kcore takes the index lock
 //! once, or every node's twice and the found node's twice more.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::endings;
 use crate::guest::{Guest, Outcome};
+use crate::hidden;
 use crate::tool::{self, Flags, Report, load};
 
 const FENTRY: Flags = &["--hooks", "fentry", "-v"];
@@ -341,6 +343,64 @@ pub(crate) fn tracepoint_waits(guest: &mut Guest) -> Result<Outcome> {
         Ok(report) => waits(&report, guest),
         Err(complaint) => Ok(Outcome::Skipped(complaint)),
     }
+}
+
+/// Where no variable has a symbol, locks are told by their place: each recorder sees what the other sees.
+/// Without nodes only an address tells, and the plan says so.
+pub(crate) fn tracepoint_places(_: &mut Guest) -> Result<Outcome> {
+    const ALLOCATING: [&str; 4] = ["--maps", "12", "--ops", "1000"];
+    /// Waits while one of the recorders is not attached, or has read its counters already.
+    const ALONE: u64 = 5;
+    let by_address = match by_tracepoint()? {
+        Ok(report) => report,
+        Err(complaint) => return Ok(Outcome::Skipped(complaint)),
+    };
+    let mut plan = tool::command(&["plan", TRACEPOINT[0], TRACEPOINT[1], "--format", "json"]);
+    hidden::hide_variables(&mut plan)?;
+    let plan: Value = serde_json::from_slice(&plan.output()?.stdout)?;
+    let known = |lock: &str| rows(&plan["locks"]).any(|row| row["lock"] == lock);
+    if by_address.era() != "per-node" {
+        let reason = rows(&plan["coverage"]["missing"]).find(|row| row["hook"] == "vmap_area_lock");
+        let reason = reason.and_then(|row| row["reason"].as_str());
+        ensure!(
+            reason.is_some_and(|reason| reason.contains("KALLSYMS_ALL")),
+            "{plan}"
+        );
+        return Ok(Outcome::Passed);
+    }
+    let path = tool::fresh("by-place");
+    let file = path.to_str().context("not UTF-8")?;
+    let record = ["record", "-o", file, "-i", "100ms", "--max-overhead", "off"];
+    let mut recorder = tool::command(&[&record[..], TRACEPOINT].concat());
+    hidden::hide_variables(&mut recorder)?;
+    let mut recorder = recorder.spawn()?;
+    endings::until_it_measures(&path)?;
+    let by_address = tool::recorded_load(TRACEPOINT, &ALLOCATING)?;
+    tool::signal(&recorder, libc::SIGINT);
+    ensure!(recorder.wait()?.success(), "the recorder by place failed");
+    let by_place = tool::report(&path)?;
+    let waits = |report: &Report, lock| report.sum(lock, None, None, "contended");
+    for lock in [
+        "vmap_node.busy",
+        "vmap_node.lazy",
+        "vmap_node.pool",
+        "free_vmap_area_lock",
+        "vmap_purge_lock",
+    ] {
+        ensure!(known(lock), "{lock} is not known: {plan}");
+        let (place, address) = (waits(&by_place, lock), waits(&by_address, lock));
+        ensure!(
+            address.saturating_sub(ALONE) <= place && place <= address + ALONE,
+            "{lock}: {place} waits by its place, {address} by its address"
+        );
+    }
+    let busy = waits(&by_place, "vmap_node.busy");
+    ensure!(busy > ALONE, "only {busy} waits for an index");
+    Ok(Outcome::Passed)
+}
+
+fn rows(table: &Value) -> impl Iterator<Item = &Value> {
+    table.as_array().into_iter().flatten()
 }
 
 pub(crate) fn tracepoint_coverage(guest: &mut Guest) -> Result<Outcome> {

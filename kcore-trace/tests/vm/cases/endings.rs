@@ -43,7 +43,7 @@ pub(crate) fn no_tracepoints() -> Result<Outcome> {
 }
 
 /// Waits until there are some intervals in the file.
-fn until_it_measures(path: &Path) -> Result<()> {
+pub(crate) fn until_it_measures(path: &Path) -> Result<()> {
     let begun = Instant::now();
     let mut sizes = Vec::new();
     while begun.elapsed() < PATIENCE {
