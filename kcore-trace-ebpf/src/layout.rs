@@ -651,7 +651,8 @@ pub mod state {
 pub struct Held {
     pub address: u64,
     pub since_ns: u64,
-    /// [`cell`] number; valid when the state is not waiting or the level is contended.
+    /// [`cell`] number; valid when the state is not waiting or the level is contended. Of a wait
+    /// otherwise, [`cell::UNKNOWN`] where the lock may be none of ours.
     pub cell: u32,
     pub state: u32,
     /// Who held the lock when the wait began: a [`blame::purpose`], or [`blame::UNKNOWN`] while it

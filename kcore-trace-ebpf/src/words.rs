@@ -203,6 +203,9 @@ pub mod cell {
         }
     }
 
+    /// No cell: of a lock that may be none of ours.
+    pub const UNKNOWN: u32 = u32::MAX;
+
     /// Entries of [`BY_OP`] for each lock and mode, one per op and some that nothing has.
     pub const OPS: usize = 16;
     /// The entry of [`BY_OP`] where the op alone does not tell the cell.

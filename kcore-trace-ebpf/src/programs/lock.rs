@@ -550,9 +550,12 @@ unsafe fn failed(slot: *mut Slot, cpu: Cpu, taken: Taken, index: u32) {
 }
 
 /// The task entered the slow path of a lock whose acquire function is hooked too, so that it need
-/// not be known here which cell the wait belongs to.
+/// not be known here which cell the wait belongs to, nor, where blocks are taken, whether it is one of
+/// ours.
 #[inline(always)]
-pub(crate) fn slow_path(at: At, address: u64) {
+pub(crate) fn slow_path(at: At, address: u64, is_ours: bool) {
+    // Forgotten, so that the verifier follows one path for both.
+    let cell = record::forget(if is_ours { 0 } else { cell::UNKNOWN });
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
@@ -564,7 +567,7 @@ pub(crate) fn slow_path(at: At, address: u64) {
                 (*held).state = state::WAITING;
             }
         } else {
-            wait_begins(slot, address, 0, blamed::counts().then_some(at));
+            wait_begins(slot, address, cell, blamed::counts().then_some(at));
         }
     }
 }
@@ -584,7 +587,10 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: Option<At>
     // SAFETY: the caller passes a map value.
     unsafe {
         let held = match slot::held(slot, address, state::WAITING) {
-            Some(stale) => stale,
+            Some(stale) => {
+                (*stale).slept_ns = 0;
+                stale
+            }
             None => {
                 let Some(room) = slot::occupy(slot, address, state::WAITING) else {
                     return;
@@ -701,6 +707,10 @@ fn try_release(ctx: Context, taken: Taken, end_ns: u64) -> bool {
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         let Some(held) = slot::held(slot, taken.address(), state::HELD) else {
+            // That it has the lock was not seen, or the lock is none of ours: it waits no more.
+            if let Some(waiting) = slot::held(slot, taken.address(), state::WAITING) {
+                slot::vacate(slot, waiting);
+            }
             return false;
         };
         hold_ended(&Hold::of(held), end_ns);

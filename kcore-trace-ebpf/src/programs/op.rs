@@ -9,7 +9,7 @@ use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::generated::bpf_get_func_arg;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
-use kcore_trace_ebpf::layout::flag;
+use kcore_trace_ebpf::layout::{Slot, flag};
 use kcore_trace_ebpf::words::Op;
 
 use super::constants::is_set;
@@ -173,7 +173,21 @@ fn exit_block_scope(here: Here) {
         if (*slot).block_scope == sp {
             (*slot).block_scope = 0;
             record::add(BLOCK_SCOPES.get(), 1u64.wrapping_neg());
+            slot::forget_foreign(slot);
         }
+    }
+}
+
+/// A task is forgotten: it may take no `vmap_block.lock` any more, as far as is known.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn leave_block_scope(slot: *const Slot) {
+    // SAFETY: the caller says that the slot is valid; the counter is a static.
+    unsafe {
+        let is_in_one = slot::equal((*slot).block_scope, 0) ^ 1;
+        record::add(BLOCK_SCOPES.get(), is_in_one.wrapping_neg());
     }
 }
 

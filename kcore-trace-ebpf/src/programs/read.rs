@@ -8,7 +8,7 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_probe_read_kernel};
-use kcore_trace_ebpf::layout::reader::reads_file;
+use kcore_trace_ebpf::layout::reader::{owner, reads_file};
 use kcore_trace_ebpf::layout::{CopyCounters, ReadFrame, Slot, read};
 use kcore_trace_ebpf::words::{Destination, Source};
 
@@ -69,6 +69,22 @@ unsafe fn count_in_progress(read: *const ReadFrame, change: u64) {
         if (*read).frame != 0 && reads_file((*read).owner, Source::Kcore) {
             add(READS_IN_PROGRESS.get(), change);
         }
+    }
+}
+
+/// A task is forgotten: it reads nothing any more, as far as is known. Without a branch, for the verifier.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn leave(slot: *const Slot) {
+    // SAFETY: the caller says that the slot is valid; the counter is a static.
+    unsafe {
+        let read = &raw const (*slot).read;
+        let of_kcore = owner(0, Source::Kcore);
+        let reads_kcore = slot::equal((*read).owner & 0xff, of_kcore);
+        let reads_kcore = reads_kcore & (slot::equal((*read).frame, 0) ^ 1);
+        add(READS_IN_PROGRESS.get(), reads_kcore.wrapping_neg());
     }
 }
 

@@ -159,7 +159,7 @@ fn slow_path(ctx: Context, kind: Type, address: u64, here: Here) {
     let known = role(kind, address);
     if is_set::<{ flag::EVERY_ACQUISITION }>() {
         if known.is_some() || (blocks_in_use(kind) && op::in_block_scope(here)) {
-            lock::slow_path(At::hashed(address), address);
+            lock::slow_path(At::hashed(address), address, known.is_some());
         }
         return;
     }

@@ -11,15 +11,17 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state};
+use kcore_trace_ebpf::words::cell;
 
 use super::constants::among_slots;
 use super::maps::TASKS;
-use super::{Context, choose, hidden, number, record, sign};
+use super::{Context, choose, hidden, number, op, read, record, sign};
 
 /// `THREAD_SIZE` and `IRQ_STACK_SIZE` of x86-64: stacks are aligned to it.
 const STACK_BYTES: u64 = 16384;
-/// A slot that is not idle and was not touched for so long belongs to a task that is gone.
-const ABANDONED_NS: u64 = 60_000_000_000;
+/// A slot that is not idle and was not touched for so long belongs to a task that is gone: an hour, since
+/// nobody else's wait is missed as much as one of minutes.
+const ABANDONED_NS: u64 = 3_600_000_000_000;
 /// Whoever touched a slot so lately is likely to come back to it.
 const RECENT_NS: u64 = 1_000_000_000;
 
@@ -141,6 +143,8 @@ fn take_over(task: u64) -> u64 {
     };
     // SAFETY: a map value.
     unsafe {
+        op::leave_block_scope(slot);
+        read::leave(slot);
         clear(slot);
         (*slot).touched_ns = now;
         (*slot).number = found as u32 + 1;
@@ -469,6 +473,29 @@ unsafe fn free(slot: *mut Slot) -> Option<*mut Held> {
         record::miss(miss::NO_SLOT);
     }
     free
+}
+
+/// Forgets waits for locks that turned out to be none of ours without having been told apart: only some ways
+/// to take a lock are hooked. None is waited for when a function that takes blocks returns.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+pub(crate) unsafe fn forget_foreign(slot: *mut Slot) {
+    // SAFETY: the caller says that the slot is valid.
+    if unsafe { (*slot).in_use } == 0 {
+        return;
+    }
+    for index in 0..HELD {
+        // SAFETY: as above; the index is inside the array.
+        unsafe {
+            let held = &raw mut (*slot).held[index];
+            let waits = equal((*held).state.into(), state::WAITING.into());
+            let foreign = waits & equal((*held).cell.into(), cell::UNKNOWN.into());
+            (*held).state = choose(foreign, state::FREE.into(), (*held).state.into()) as u32;
+            (*slot).in_use -= foreign;
+        }
+    }
 }
 
 /// The lock is neither held nor waited for any more.

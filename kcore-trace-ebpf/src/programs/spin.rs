@@ -124,7 +124,8 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
     if is_set::<{ flag::EVERY_ACQUISITION }>() && !nothing_known {
         if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
             let lock = record::role(Some(known.unwrap_or(Lock::VmapBlock)));
-            lock::slow_path(At::of_spinlock(lock.into(), address), address);
+            let at = At::of_spinlock(lock.into(), address);
+            lock::slow_path(at, address, known.is_some());
         }
         return;
     }
