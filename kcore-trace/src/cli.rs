@@ -341,11 +341,10 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn complain(error: &anyhow::Error, verbose: bool) {
-    let mut stderr = io::stderr().lock();
     // With nowhere left to complain to, the exit code has to do.
-    let _ = writeln!(stderr, "kcore-trace: {error:#}");
+    diagnostics::say(format_args!("kcore-trace: {error:#}"));
     if verbose && let Some(LoadError::Verifier { log, .. }) = error.downcast_ref() {
-        let _ = writeln!(stderr, "{log}");
+        diagnostics::say(log);
     }
 }
 

@@ -1,10 +1,13 @@
-//! What `-v` shows beyond results: log records of this program, and warnings of libraries; and `-vv`:
-//! what the programs in the kernel say too.
+//! What is said on stderr: messages, and with `-v` log records of this program and warnings of
+//! libraries; with `-vv` what the programs in the kernel say too.
 //!
-//! Owns the logger of the process, which writes to stderr. Unless the programs are asked, the level
-//! that they are loaded with is zero, and the verifier removes the code.
+//! Owns the logger of the process. Unless the programs are asked, the level that they are loaded with
+//! is zero, and the verifier removes the code.
+//!
+//! Invariant: measuring goes on where nobody reads stderr any more.
 
-use std::io::Write as _;
+use std::fmt::Display;
+use std::io::{self, Write as _};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -22,12 +25,16 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let mut stderr = std::io::stderr().lock();
-        // With nowhere to write to, a diagnostic is lost, and nothing else.
-        let _ = writeln!(stderr, "kcore-trace: {}", record.args());
+        say(format_args!("kcore-trace: {}", record.args()));
     }
 
     fn flush(&self) {}
+}
+
+/// Writes a line to stderr.
+pub(crate) fn say(line: impl Display) {
+    // With nowhere to write to, a message is lost, and nothing else.
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// Turns diagnostics on: for one, those of this program; for more, also of those in the kernel.

@@ -25,6 +25,9 @@
 //! Only `kernel`, `loader`, `contexts` and `counters` know aya, only `sampling`, `record` and `exporter`
 //! know tokio; everything from [`model`] on works on plain data, without root, on any machine.
 
+// Where nobody reads them any more, these panic; `diagnostics::say` does not, nor does a `writeln!`.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 mod allocator;
 pub mod blame;
 mod cgroups;

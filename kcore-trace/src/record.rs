@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::diagnostics::say;
 use crate::exporter::Exporter;
 use crate::loader;
 use crate::model::{End, Header, Trailer};
@@ -178,12 +179,12 @@ impl Recorder {
         if let End::Command { code } = end
             && code != 0
         {
-            eprintln!("the command ended with exit code {code}");
+            say(format_args!("the command ended with exit code {code}"));
         }
-        eprintln!(
+        say(format_args!(
             "{} recorded in `{path}`; kcore-trace report shows it",
             units::elapsed(duration_ns)
-        );
+        ));
         Ok(())
     }
 }

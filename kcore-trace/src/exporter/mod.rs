@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Result;
 
 use crate::allocator;
+use crate::diagnostics::say;
 use crate::model::{Header, Step};
 use crate::plan::Plan;
 use crate::sampling::Sample;
@@ -53,11 +54,11 @@ impl Exporter {
         let state = Arc::new(Mutex::new(State::default()));
         let server = Server::start(listen, Arc::clone(&state))?;
         let address = server.address();
-        eprintln!("metrics at http://{address}/metrics");
+        say(format_args!("metrics at http://{address}/metrics"));
         if !address.ip().is_loopback() {
-            eprintln!(
+            say(format_args!(
                 "anyone who reaches {address} can read them; a reverse proxy can ask for a password"
-            );
+            ));
         }
         Ok(Self { state, server })
     }

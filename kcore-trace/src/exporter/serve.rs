@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, bail};
 
 use super::Exporter;
+use crate::diagnostics::say;
 use crate::loader;
 use crate::model::End;
 use crate::privilege;
@@ -41,7 +42,7 @@ pub fn run(options: ServeOptions) -> Result<()> {
         match &event {
             Event::Sample(sample) => exporter.add(sample),
             Event::Step(step, plan) => {
-                eprintln!("{}", step.sentence());
+                say(step.sentence());
                 exporter.step(step, plan);
             }
         }

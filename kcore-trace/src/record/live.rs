@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use kcore_trace_ebpf::words::Lock;
 
+use crate::diagnostics;
 use crate::model::{Header, Interval, Measured};
 use crate::sampling::Sample;
 use crate::units;
@@ -47,7 +48,7 @@ impl Live {
 
     /// A line that stays.
     pub(super) fn say(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| diagnostics::say(text));
     }
 
     pub(super) fn clear(&self) {

@@ -20,6 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval_at, sleep_until};
 
 use crate::allocator;
+use crate::diagnostics::say;
 use crate::host::Host;
 use crate::kernel::Facts;
 use crate::loader::{self, Preparation, ProgramCost, Session};
@@ -143,7 +144,9 @@ impl Watch {
             if limit.required {
                 return Err(error.context("--max-overhead"));
             }
-            eprintln!("what measuring costs is not watched: {error:#}");
+            say(format_args!(
+                "what measuring costs is not watched: {error:#}"
+            ));
             return Ok(None);
         }
         let ladder: &[Level] = match (plan.level, plan.hooks) {

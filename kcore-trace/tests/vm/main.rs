@@ -151,6 +151,12 @@ const CASES: &[Case] = &[
         .alone()
         .anywhere(),
     case(
+        "a_recorder_ends_in_order_where_nobody_reads_its_messages",
+        endings::unheard,
+    )
+    .alone()
+    .anywhere(),
+    case(
         "a_full_disk_ends_measuring_and_the_file_stays_readable",
         endings::full_disk,
     )

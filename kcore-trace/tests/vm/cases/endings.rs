@@ -112,6 +112,19 @@ pub(crate) fn interrupted(_: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+pub(crate) fn unheard(_: &mut Guest) -> Result<Outcome> {
+    let path = tool::fresh("unheard");
+    let Some(mut child) = recorder(&path, &["-i", "100ms"])? else {
+        return no_tracepoints();
+    };
+    until_it_measures(&path)?;
+    drop(child.stderr.take());
+    tool::signal(&child, libc::SIGINT);
+    let output = end(child)?;
+    ensure!(output.status.success(), "{}", output.status);
+    Ok(Outcome::Passed)
+}
+
 /// A file system of a few pages, unmounted when it goes.
 struct SmallDisk(&'static std::ffi::CStr);
 
