@@ -5,7 +5,8 @@
 //! duration, a signal, the command, or a failure.
 //!
 //! Invariant: what was measured stays. A failure after the first record still writes the trailer
-//! if it can, and the file opens in any case.
+//! if it can, and the file opens in any case; another recording is replaced only when the command
+//! runs.
 
 mod live;
 
@@ -20,7 +21,7 @@ use crate::diagnostics::say;
 use crate::exporter::Exporter;
 use crate::loader;
 use crate::model::{End, Header, Trailer};
-use crate::recording::RecordingWriter;
+use crate::recording::{RecordingWriter, StagedRecording};
 use crate::sampling::command::{Child, Command};
 use crate::sampling::{Event, Measuring, Sampler, Signals, Until, event_loop};
 use crate::units;
@@ -55,21 +56,21 @@ pub fn run(options: RecordOptions) -> Result<()> {
         exporter.describe(&header, sampler.plan());
     }
     event_loop()?.block_on(async {
-        let writer = RecordingWriter::create(&options.output, options.force, &header)?;
         let signals = Signals::new()?;
+        let staged = StagedRecording::create(&options.output, options.force, &header)?;
         let live = Live::new(&header);
         sampler.begin();
         let child = match command.map(|command| command.spawn()).transpose() {
             Ok(child) => child,
             Err(error) => {
-                writer.discard();
+                staged.discard();
                 return Err(error);
             }
         };
         let mut recorder = Recorder {
             sampler,
             header,
-            writer,
+            writer: staged.place()?,
             exporter,
         };
         let (end, child) = recorder.record(&options, signals, &live, child).await?;

@@ -56,7 +56,7 @@ use serde::{Deserialize, Serialize};
 
 pub use excerpt::Excerpt;
 pub use reader::{Cut, Intervals, Recording};
-pub use writer::RecordingWriter;
+pub use writer::{RecordingWriter, StagedRecording};
 
 #[cfg(doc)]
 use crate::model::{Header, Interval, Step, Trailer};

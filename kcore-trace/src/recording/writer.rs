@@ -17,6 +17,69 @@ use super::frame::{self, Kind};
 use super::{Checkpoint, INTERVALS_PER_CHECKPOINT, MAGIC, RecordingError, VERSION};
 use crate::model::{Header, Interval, Measured, Reduced, Step, Trailer};
 
+/// A recording that holds its header, and for whose sake no other has been replaced yet.
+#[derive(Debug)]
+pub struct StagedRecording {
+    writer: RecordingWriter,
+    /// Where it is, which is its place if nothing was there that could be replaced.
+    staged: PathBuf,
+    target: PathBuf,
+}
+
+impl StagedRecording {
+    /// Creates the file, beside its place if `force` is set.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RecordingWriter::create`].
+    pub fn create(path: &Path, force: bool, header: &Header) -> Result<Self, RecordingError> {
+        let target = target(path)?;
+        let staged = if force {
+            beside(&target)
+        } else {
+            target.clone()
+        };
+        if force {
+            // What a killed namesake left behind would be in the way.
+            fs::remove_file(&staged).ok();
+        }
+        let mut recording = Self {
+            writer: RecordingWriter::begin(&staged, path)?,
+            staged,
+            target,
+        };
+        match recording.writer.write_header(header) {
+            Ok(()) => Ok(recording),
+            Err(error) => {
+                recording.discard();
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves it to its place, where it replaces what is there.
+    ///
+    /// # Errors
+    ///
+    /// `Io`; the other recording is still there, and this one is not.
+    pub fn place(self) -> Result<RecordingWriter, RecordingError> {
+        if self.staged != self.target
+            && let Err(error) = fs::rename(&self.staged, &self.target)
+        {
+            let error = self.writer.error(error);
+            self.discard();
+            return Err(error);
+        }
+        Ok(self.writer)
+    }
+
+    /// Removes it: nothing is measured after all.
+    pub fn discard(self) {
+        // A leftover is the smaller harm, next to what the caller has to tell.
+        fs::remove_file(&self.staged).ok();
+    }
+}
+
 /// A recording that grows.
 #[derive(Debug)]
 pub struct RecordingWriter {
@@ -38,29 +101,7 @@ impl RecordingWriter {
     ///
     /// `Exists` without `force`; `NotAFile` for a device, a folder, a pipe, or `-`; `Full`; `Io`.
     pub fn create(path: &Path, force: bool, header: &Header) -> Result<Self, RecordingError> {
-        let target = target(path)?;
-        let staged = if force {
-            beside(&target)
-        } else {
-            target.clone()
-        };
-        if force {
-            // What a killed namesake left behind would be in the way.
-            fs::remove_file(&staged).ok();
-        }
-        let mut writer = Self::begin(&staged, path)?;
-        let placed = writer.write_header(header).and_then(|()| {
-            if force {
-                fs::rename(&staged, &target).map_err(|error| writer.error(error))?;
-            }
-            Ok(())
-        });
-        if let Err(error) = placed {
-            // A leftover is the smaller harm, and `error` is what the user must know.
-            fs::remove_file(&staged).ok();
-            return Err(error);
-        }
-        Ok(writer)
+        StagedRecording::create(path, force, header)?.place()
     }
 
     fn begin(staged: &Path, path: &Path) -> Result<Self, RecordingError> {
@@ -159,12 +200,6 @@ impl RecordingWriter {
         frame::push_footer(&mut self.frames, offset).map_err(|error| self.error(error))?;
         self.write()?;
         self.file.sync_data().map_err(|error| self.error(error))
-    }
-
-    /// Removes the recording: nothing was measured after all.
-    pub fn discard(self) {
-        // An empty recording is the smaller harm, next to what the caller has to tell.
-        fs::remove_file(&self.path).ok();
     }
 
     fn push<T: Serialize>(&mut self, kind: Kind, value: &T) -> Result<(), RecordingError> {

@@ -57,6 +57,8 @@ impl Command {
         let mut command = process::Command::new(&self.program);
         command.arg0(&self.words[0]).args(&self.words[1..]);
         command.env(stress::RECORDED, "1");
+        // One that there is no recording for would go on unattended.
+        command.kill_on_drop(true);
         let child = command
             .spawn()
             .with_context(|| format!("failed to start command `{}`", self.program.display()))?;

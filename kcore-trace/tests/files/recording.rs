@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use kcore_trace::model::{Cell, End, Header, Interval, Loss, Measured, Reduced, Trailer, WORST};
-use kcore_trace::recording::{Cut, Recording, RecordingError, RecordingWriter};
+use kcore_trace::recording::{Cut, Recording, RecordingError, RecordingWriter, StagedRecording};
 use kcore_trace_ebpf::words::{Intent, Lock, Op};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -239,6 +239,32 @@ fn force_replaces_what_a_link_leads_to_and_keeps_the_link() {
     RecordingWriter::create(&link, true, &sample::header()).unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(Recording::open(&path).unwrap().header, sample::header());
+}
+
+#[test]
+fn what_would_be_replaced_stays_until_the_new_recording_takes_its_place() {
+    let (folder, path) = folder();
+    let link = folder.path().join("link.kct");
+    fs::write(&path, "old").unwrap();
+    symlink(&path, &link).unwrap();
+    let stage = || StagedRecording::create(&link, true, &sample::header()).unwrap();
+    stage().discard();
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(fs::read(&link).unwrap(), b"old");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    let staged = stage();
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    staged.place().unwrap();
+    assert_eq!(Recording::open(&link).unwrap().header, sample::header());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn a_new_recording_that_is_discarded_is_gone() {
+    let (folder, path) = folder();
+    let staged = StagedRecording::create(&path, false, &sample::header()).unwrap();
+    staged.discard();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

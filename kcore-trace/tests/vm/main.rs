@@ -101,6 +101,12 @@ const CASES: &[Case] = &[
     .alone()
     .anywhere(),
     case(
+        "a_command_that_cannot_be_started_replaces_no_recording",
+        refusals::no_interpreter,
+    )
+    .alone()
+    .anywhere(),
+    case(
         "a_recording_is_not_replaced_without_force",
         refusals::no_force,
     )

@@ -1,9 +1,12 @@
 //! Bad input: a clear error, exit code 2, and nothing lost.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::endings;
 use crate::guest::{Guest, Outcome};
 use crate::tool;
 
@@ -49,6 +52,28 @@ pub(crate) fn no_command(_: &mut Guest) -> Result<Outcome> {
     );
     ensure!(complaint.contains("`no-such-command`"), "{complaint}");
     ensure!(!path.exists(), "a recording was left behind");
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn no_interpreter(_: &mut Guest) -> Result<Outcome> {
+    if !endings::has_tracepoints()? {
+        return endings::no_tracepoints();
+    }
+    let (path, script) = (tool::fresh("kept"), tool::fresh("script"));
+    std::fs::write(&path, "precious")?;
+    std::fs::write(&script, "#!/no/such/interpreter\n")?;
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    let [path_text, script_text] = [&path, &script].map(|path| path.to_string_lossy());
+    let args = ["record", "--force", "-o", &path_text];
+    let output = tool::run(&[args.as_slice(), &endings::QUICK, &["--", &script_text]].concat())?;
+    let complaint = tool::complaint(&output);
+    ensure!(
+        output.status.code() == Some(2),
+        "exit {}: {complaint}",
+        output.status
+    );
+    ensure!(complaint.contains(&*script_text), "{complaint}");
+    ensure!(std::fs::read(&path)? == b"precious", "the file was changed");
     Ok(Outcome::Passed)
 }
 
