@@ -163,7 +163,8 @@ struct RecordArgs {
     /// The recording to write
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_RECORDING)]
     output: PathBuf,
-    /// Stop after this time, such as 30s or 5m; a command that still runs is then sent SIGTERM
+    /// Stop after this time, such as 30s or 5m; a command that still runs is then sent SIGTERM, and
+    /// killed if it takes longer than 30s to end
     #[arg(short, long, value_name = "DURATION", value_parser = duration)]
     duration: Option<Duration>,
     /// Time between two records, from 10ms to 1h

@@ -21,8 +21,8 @@ use crate::diagnostics::say;
 use crate::exporter::Exporter;
 use crate::loader;
 use crate::model::{End, Header, Trailer};
-use crate::recording::{RecordingWriter, StagedRecording};
-use crate::sampling::command::{Child, Command};
+use crate::recording::{RecordingError, RecordingWriter, StagedRecording};
+use crate::sampling::command::{Child, Command, PATIENCE};
 use crate::sampling::{Event, Measuring, Sampler, Signals, Until, event_loop};
 use crate::units;
 use live::Live;
@@ -56,7 +56,7 @@ pub fn run(options: RecordOptions) -> Result<()> {
         exporter.describe(&header, sampler.plan());
     }
     event_loop()?.block_on(async {
-        let signals = Signals::new()?;
+        let mut signals = Signals::new()?;
         let staged = StagedRecording::create(&options.output, options.force, &header)?;
         let live = Live::new(&header);
         sampler.begin();
@@ -73,8 +73,14 @@ pub fn run(options: RecordOptions) -> Result<()> {
             writer: staged.place()?,
             exporter,
         };
-        let (end, child) = recorder.record(&options, signals, &live, child).await?;
-        recorder.finish(&options, end, child, &live).await
+        let mut until = Until {
+            duration: options.duration,
+            child,
+        };
+        let end = recorder.record(&mut until, &mut signals, &live).await;
+        recorder
+            .finish(&options, end, until.child, &mut signals, &live)
+            .await
     })
 }
 
@@ -97,17 +103,7 @@ struct Recorder {
 }
 
 impl Recorder {
-    async fn record(
-        &mut self,
-        options: &RecordOptions,
-        mut signals: Signals,
-        live: &Live,
-        child: Option<Child>,
-    ) -> Result<(End, Option<Child>)> {
-        let mut until = Until {
-            duration: options.duration,
-            child,
-        };
+    async fn record(&mut self, until: &mut Until, signals: &mut Signals, live: &Live) -> End {
         let Self {
             sampler,
             header,
@@ -122,72 +118,111 @@ impl Recorder {
             }
             Ok(())
         };
-        let end = sampler.run(&mut until, &mut signals, each).await?;
-        Ok((end, until.child))
+        sampler.run(until, signals, each).await
     }
 
     async fn finish(
         mut self,
         options: &RecordOptions,
-        mut end: End,
+        end: End,
         child: Option<Child>,
+        signals: &mut Signals,
         live: &Live,
     ) -> Result<()> {
         let command_ns = child.as_ref().and_then(|child| child.ran_ns());
-        if !matches!(end, End::Failed(_)) {
-            let Self {
-                sampler,
-                header,
-                writer,
-                exporter,
-            } = &mut self;
-            let last = sampler
-                .last_sample()
-                .map(|sample| Event::Sample(sample.into()));
-            let kept = last.and_then(|last| keep(writer, header, exporter.as_ref(), &last));
-            if let Err(error) = kept {
-                end = End::Failed(format!("{error:#}"));
-            }
-        }
+        let child = child.filter(Child::is_running);
+        let was_to_end = matches!(end, End::Duration);
+        let end = self.keep_last(end);
         let duration_ns = self.sampler.measured_ns();
-        let total = self.writer.total().clone();
-        let reduced = self.writer.reduced().clone();
         let trailer = Trailer {
             end: end.clone(),
             duration_ns,
             command_ns,
-            total,
-            reduced,
+            total: self.writer.total().clone(),
+            reduced: self.writer.reduced().clone(),
         };
         let written = self.writer.finish(&trailer);
-        if let Some(child) = child {
-            child.stop(&end).await;
+        if let Some(child) = &child {
+            if was_to_end {
+                child.terminate();
+            }
+            if let End::Failed(reason) = &end {
+                live.say(&stopped(reason, duration_ns));
+            }
         }
         // All is on disk; the kernel takes its time to let go of a program.
         live.detaching();
-        drop(self.sampler);
+        drop((self.sampler, self.exporter));
+        if let Some(child) = child {
+            see_to_its_end(child, was_to_end, signals, live).await;
+        }
         live.clear();
-        let path = options.output.display();
-        if let End::Failed(reason) = end {
-            anyhow::bail!(
-                "measuring stopped after {}: {reason}; what was measured until then is in `{path}`",
-                units::elapsed(duration_ns)
-            );
-        }
-        written.with_context(|| {
-            format!("the end of `{path}` could not be written, the rest is there")
-        })?;
-        if let End::Command { code } = end
-            && code != 0
-        {
-            say(format_args!("the command ended with exit code {code}"));
-        }
-        say(format_args!(
-            "{} recorded in `{path}`; kcore-trace report shows it",
-            units::elapsed(duration_ns)
-        ));
-        Ok(())
+        conclude(options, end, duration_ns, written)
     }
+
+    /// Keeps what is left to measure, which may fail.
+    fn keep_last(&mut self, end: End) -> End {
+        if matches!(end, End::Failed(_)) {
+            return end;
+        }
+        let last = self.sampler.last_sample();
+        let kept = last.and_then(|last| {
+            let last = Event::Sample(last.into());
+            let exporter = self.exporter.as_ref();
+            keep(&mut self.writer, &self.header, exporter, &last)
+        });
+        match kept {
+            Ok(()) => end,
+            Err(error) => End::Failed(format!("{error:#}")),
+        }
+    }
+}
+
+/// Waits for a command that outlives measuring; one that was not to end then may go on for as long
+/// as it likes.
+async fn see_to_its_end(child: Child, was_to_end: bool, signals: &mut Signals, live: &Live) {
+    live.waiting();
+    let patience = if was_to_end {
+        Some(PATIENCE)
+    } else {
+        live.say("the command goes on; a second signal kills it");
+        None
+    };
+    let next_signal = async || signals.next().await;
+    if child.outlive(next_signal, patience).await {
+        live.say("the command did not end when it was told to, and was killed");
+    }
+}
+
+/// Says how it ended.
+fn conclude(
+    options: &RecordOptions,
+    end: End,
+    duration_ns: u64,
+    written: Result<(), RecordingError>,
+) -> Result<()> {
+    let path = options.output.display();
+    if let End::Failed(reason) = end {
+        let stopped = stopped(&reason, duration_ns);
+        anyhow::bail!("{stopped}; what was measured until then is in `{path}`");
+    }
+    written
+        .with_context(|| format!("the end of `{path}` could not be written, the rest is there"))?;
+    if let End::Command { code } = end
+        && code != 0
+    {
+        say(format_args!("the command ended with exit code {code}"));
+    }
+    say(format_args!(
+        "{} recorded in `{path}`; kcore-trace report shows it",
+        units::elapsed(duration_ns)
+    ));
+    Ok(())
+}
+
+fn stopped(reason: &str, duration_ns: u64) -> String {
+    let elapsed = units::elapsed(duration_ns);
+    format!("measuring stopped after {elapsed}: {reason}")
 }
 
 /// What happens goes to disk first.

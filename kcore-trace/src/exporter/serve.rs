@@ -60,7 +60,7 @@ pub fn run(options: ServeOptions) -> Result<()> {
             duration: None,
             child: None,
         };
-        sampler.run(&mut until, &mut signals, each).await
+        anyhow::Ok(sampler.run(&mut until, &mut signals, each).await)
     })?;
     match end {
         End::Failed(reason) => bail!("measuring stopped: {reason}"),

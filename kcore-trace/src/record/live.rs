@@ -46,6 +46,11 @@ impl Live {
         self.bar.set_message(message);
     }
 
+    pub(super) fn waiting(&self) {
+        let message = "waiting for the command to end";
+        self.bar.set_message(message);
+    }
+
     /// A line that stays.
     pub(super) fn say(&self, text: &str) {
         self.bar.suspend(|| diagnostics::say(text));

@@ -1,8 +1,9 @@
 //! The command that is measured: found before anything is attached, started when all is.
 //!
 //! In: words. Out: a [`Child`] that is waited for, gets the signals that we get, and is told to
-//! stop when measuring ends before it does. Invariant: a command that cannot be started is an
-//! error before a recording is written.
+//! stop when measuring ends before it does, if it was to end then. Invariant: a command that cannot
+//! be started is an error before a recording is written, and none is waited for against the user's
+//! will.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,14 +12,19 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::process;
+use tokio::time::{sleep_until, timeout};
 
-use super::Caught;
-use crate::model::End;
+use super::{Caught, FOREVER};
 use crate::stress;
+
+/// How long a command may take to end once it was asked to.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one may take that was killed: until it returns from the kernel.
+const LAST_CALL: Duration = Duration::from_secs(1);
 
 /// A command that exists.
 pub(crate) struct Command {
@@ -108,18 +114,43 @@ impl Child {
         Some((self.ended? - self.started).as_nanos() as u64)
     }
 
-    /// Ends a command that outlives what was asked for; one whose measuring failed may go on.
-    pub(crate) async fn stop(mut self, end: &End) {
-        if matches!(end, End::Duration) {
-            self.signal(Caught {
-                number: libc::SIGTERM,
-                name: "SIGTERM",
-            });
+    pub(crate) fn is_running(&self) -> bool {
+        self.ended.is_none()
+    }
+
+    /// Asks the command to end.
+    pub(crate) fn terminate(&self) {
+        self.signal(Caught {
+            number: libc::SIGTERM,
+            name: "SIGTERM",
+        });
+    }
+
+    /// Waits for a command that outlives measuring, and tells whether it had to be killed: when
+    /// patience ends, if it does, or at the second signal. The first one is passed on.
+    pub(crate) async fn outlive(
+        mut self,
+        mut next_signal: impl AsyncFnMut() -> Caught,
+        patience: Option<Duration>,
+    ) -> bool {
+        let deadline = tokio::time::Instant::now() + patience.unwrap_or(FOREVER);
+        let mut passed_on = false;
+        loop {
+            tokio::select! {
+                // How it ended has no bearing on what was measured.
+                _ = self.child.wait() => return false,
+                signal = next_signal() => {
+                    if std::mem::replace(&mut passed_on, true) {
+                        break;
+                    }
+                    self.signal(signal);
+                }
+                () = sleep_until(deadline) => break,
+            }
         }
-        if self.ended.is_none() {
-            // How it ended has no bearing on what was measured.
-            let _ = self.child.wait().await;
-        }
+        // One that is stuck in the kernel is left to it.
+        let _ = timeout(LAST_CALL, self.child.kill()).await;
+        true
     }
 }
 
@@ -137,4 +168,43 @@ pub(crate) async fn ended(child: &mut Option<Child>) -> Result<i32> {
     child.ended = Some(Instant::now());
     let by_signal = status.signal().map(|signal| 128 + signal);
     Ok(status.code().or(by_signal).unwrap_or(-1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::event_loop;
+
+    /// What happens to a command that goes on for long, and gets these signals.
+    fn outlives(signals: &[i32], patience: Option<Duration>) -> (bool, bool) {
+        let words = ["sleep", "1000"].map(OsString::from);
+        let command = Command::find(&words).unwrap().unwrap();
+        event_loop().unwrap().block_on(async {
+            let child = command.spawn().unwrap();
+            let pid = child.child.id().unwrap() as i32;
+            let mut signals = signals.iter();
+            let next_signal = async || match signals.next() {
+                Some(&number) => Caught { number, name: "" },
+                None => std::future::pending().await,
+            };
+            let killed = child.outlive(next_signal, patience).await;
+            // SAFETY: no signal is sent, it is only asked whether the process is there.
+            (killed, unsafe { libc::kill(pid, 0) } == 0)
+        })
+    }
+
+    #[test]
+    fn the_first_signal_after_measuring_is_the_commands() {
+        assert_eq!(outlives(&[libc::SIGHUP], None), (false, false));
+    }
+
+    #[test]
+    fn a_command_that_goes_on_is_killed_by_the_second_signal() {
+        assert_eq!(outlives(&[libc::SIGURG, libc::SIGURG], None), (true, false));
+    }
+
+    #[test]
+    fn a_command_that_goes_on_is_killed_when_patience_ends() {
+        assert_eq!(outlives(&[], Some(Duration::ZERO)), (true, false));
+    }
 }

@@ -366,7 +366,7 @@ impl Sampler {
         until: &mut Until,
         signals: &mut Signals,
         mut each: impl FnMut(Event) -> Result<()>,
-    ) -> Result<End> {
+    ) -> End {
         let begun = tokio::time::Instant::from_std(self.begun);
         let interval = self.measuring.interval;
         let mut ticks = interval_at(begun + interval, interval);
@@ -383,19 +383,21 @@ impl Sampler {
                 _ = ticks.tick() => {
                     let sampled = self.sample();
                     if let Err(error) = sampled.and_then(|sample| each(Event::Sample(sample.into()))) {
-                        return Ok(failed(error));
+                        return failed(error);
                     }
                 }
                 () = sleep_until(due) => if let Err(error) = self.watch(&mut each) {
-                    return Ok(failed(error));
+                    return failed(error);
                 },
-                () = sleep_until(deadline) => return Ok(End::Duration),
+                () = sleep_until(deadline) => return End::Duration,
                 name = signals.next() => match child {
                     // The command decides what a signal means; measuring ends when it ends.
                     Some(child) => child.signal(name),
-                    None => return Ok(End::Signal(name.name.into())),
+                    None => return End::Signal(name.name.into()),
                 },
-                code = command::ended(child) => return Ok(End::Command { code: code? }),
+                code = command::ended(child) => {
+                    return code.map_or_else(failed, |code| End::Command { code });
+                }
             }
         }
     }
@@ -442,7 +444,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Caught {
+    pub(crate) async fn next(&mut self) -> Caught {
         tokio::select! {
             _ = self.interrupt.recv() => Caught { number: libc::SIGINT, name: "SIGINT" },
             _ = self.terminate.recv() => Caught { number: libc::SIGTERM, name: "SIGTERM" },

@@ -169,6 +169,12 @@ const CASES: &[Case] = &[
     .alone()
     .anywhere(),
     case(
+        "a_full_disk_is_told_of_at_once_and_the_command_still_gets_the_signals",
+        endings::full_disk_with_command,
+    )
+    .alone()
+    .anywhere(),
+    case(
         "a_command_gets_the_signals_and_ends_the_recording",
         endings::forwarded,
     )

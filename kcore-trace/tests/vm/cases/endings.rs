@@ -1,6 +1,7 @@
 //! How a recording can end, and that what was measured is there.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Output};
@@ -168,6 +169,38 @@ pub(crate) fn full_disk(_: &mut Guest) -> Result<Outcome> {
         complaint.contains("full") && complaint.contains("full.kct"),
         "{complaint}"
     );
+    let report = tool::report(&path)?;
+    ensure!(
+        report.0["recording"]["duration_ns"].as_u64() > Some(0),
+        "nothing is left"
+    );
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn full_disk_with_command(_: &mut Guest) -> Result<Outcome> {
+    let disk = SmallDisk::mount()?;
+    let path = Path::new(disk.0.to_str()?).join("full.kct");
+    let load = [
+        tool::EXE,
+        guest::TOOL,
+        "stress",
+        "--threads",
+        "1",
+        "-d",
+        "1h",
+    ];
+    let flags = ["-i", "10ms", "--"];
+    let Some(mut child) = recorder(&path, &[flags.as_slice(), &load].concat())? else {
+        return no_tracepoints();
+    };
+    let stderr = child.stderr.take().context("stderr is a pipe")?;
+    let mut said = BufReader::new(stderr).lines();
+    // The command goes on until it is told of it.
+    let told = said.find(|line| line.as_ref().is_ok_and(|line| line.contains("full.kct")));
+    ensure!(told.is_some(), "nothing was said of the full disk");
+    tool::signal(&child, libc::SIGTERM);
+    let output = end(child)?;
+    ensure!(output.status.code() == Some(2), "{}", output.status);
     let report = tool::report(&path)?;
     ensure!(
         report.0["recording"]["duration_ns"].as_u64() > Some(0),
