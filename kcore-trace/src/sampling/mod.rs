@@ -12,11 +12,11 @@
 pub(crate) mod command;
 mod guard;
 mod overhead;
+mod signals;
 
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval_at, sleep_until};
 
 use crate::allocator;
@@ -30,6 +30,7 @@ use crate::snapshot::Snapshots;
 use guard::Guard;
 use overhead::Meter;
 pub use overhead::Overhead;
+pub(crate) use signals::{Caught, Signals};
 
 /// Longer than any machine is up.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -418,37 +419,4 @@ pub(crate) fn event_loop() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("failed to start the event loop")
-}
-
-/// A signal that ends measuring, or is passed on to the command.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Caught {
-    pub(crate) number: i32,
-    pub(crate) name: &'static str,
-}
-
-/// The signals that end measuring.
-pub(crate) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    pub(crate) fn new() -> Result<Self> {
-        let catch = |kind| signal(kind).context("failed to catch signals");
-        Ok(Self {
-            interrupt: catch(SignalKind::interrupt())?,
-            terminate: catch(SignalKind::terminate())?,
-            hangup: catch(SignalKind::hangup())?,
-        })
-    }
-
-    pub(crate) async fn next(&mut self) -> Caught {
-        tokio::select! {
-            _ = self.interrupt.recv() => Caught { number: libc::SIGINT, name: "SIGINT" },
-            _ = self.terminate.recv() => Caught { number: libc::SIGTERM, name: "SIGTERM" },
-            _ = self.hangup.recv() => Caught { number: libc::SIGHUP, name: "SIGHUP" },
-        }
-    }
 }

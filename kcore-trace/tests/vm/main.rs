@@ -157,6 +157,12 @@ const CASES: &[Case] = &[
         .alone()
         .anywhere(),
     case(
+        "a_hangup_that_is_ignored_ends_no_recording",
+        endings::hung_up,
+    )
+    .alone()
+    .anywhere(),
+    case(
         "a_recorder_ends_in_order_where_nobody_reads_its_messages",
         endings::unheard,
     )

@@ -113,6 +113,39 @@ pub(crate) fn interrupted(_: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+pub(crate) fn hung_up(_: &mut Guest) -> Result<Outcome> {
+    let path = tool::fresh("hung-up");
+    // As `nohup` does.
+    let Some(child) = hangup_ignored(|| recorder(&path, &["-i", "100ms"]))? else {
+        return no_tracepoints();
+    };
+    until_it_measures(&path)?;
+    tool::signal(&child, libc::SIGHUP);
+    until_it_measures(&path)?;
+    tool::signal(&child, libc::SIGINT);
+    let output = end(child)?;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        tool::complaint(&output)
+    );
+    let report = tool::report(&path)?;
+    let end = &report.0["recording"]["end"];
+    ensure!(end["signal"] == "SIGINT", "ended by {end}");
+    Ok(Outcome::Passed)
+}
+
+/// What is started meanwhile ignores a hangup.
+fn hangup_ignored<T>(start: impl FnOnce() -> T) -> T {
+    // SAFETY: no handler is installed, and the one that there was is put back.
+    let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    let started = start();
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGHUP, before) };
+    started
+}
+
 pub(crate) fn unheard(_: &mut Guest) -> Result<Outcome> {
     let path = tool::fresh("unheard");
     let Some(mut child) = recorder(&path, &["-i", "100ms"])? else {
