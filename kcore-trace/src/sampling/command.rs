@@ -7,8 +7,6 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -76,15 +74,6 @@ impl Command {
     }
 }
 
-/// Whether we, and the command with us, get the signals of a terminal's keys.
-fn is_in_foreground() -> bool {
-    let Ok(terminal) = File::open("/dev/tty") else {
-        return false;
-    };
-    // SAFETY: the descriptor is open, and neither call takes a pointer.
-    unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) == libc::getpgrp() }
-}
-
 fn is_executable(path: &Path) -> bool {
     path.metadata()
         .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
@@ -98,9 +87,9 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Passes a signal on, unless it is one that a terminal sends to the command as well.
+    /// Passes a signal on, unless the command got it too.
     pub(crate) fn signal(&self, signal: Caught) {
-        if signal.number == libc::SIGINT && is_in_foreground() {
+        if signal.by_key {
             return;
         }
         if let Some(pid) = self.child.id() {
@@ -120,10 +109,7 @@ impl Child {
 
     /// Asks the command to end.
     pub(crate) fn terminate(&self) {
-        self.signal(Caught {
-            number: libc::SIGTERM,
-            name: "SIGTERM",
-        });
+        self.signal(Caught::sent(libc::SIGTERM, "SIGTERM"));
     }
 
     /// Waits for a command that outlives measuring, and tells whether it had to be killed: when
@@ -184,7 +170,7 @@ mod tests {
             let pid = child.child.id().unwrap() as i32;
             let mut signals = signals.iter();
             let next_signal = async || match signals.next() {
-                Some(&number) => Caught { number, name: "" },
+                Some(&number) => Caught::sent(number, ""),
                 None => std::future::pending().await,
             };
             let killed = child.outlive(next_signal, patience).await;

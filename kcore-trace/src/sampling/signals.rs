@@ -7,15 +7,33 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Whether a process has sent SIGINT since it was last caught. The key of a terminal sends it as the
+/// kernel, and to the command as well.
+static INTERRUPT_WAS_SENT: AtomicBool = AtomicBool::new(false);
 
 /// A signal that ends measuring, or is passed on to the command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caught {
     pub(crate) number: i32,
     pub(crate) name: &'static str,
+    /// Whether the command got it too, by a key of the terminal.
+    pub(crate) by_key: bool,
+}
+
+impl Caught {
+    pub(crate) fn sent(number: i32, name: &'static str) -> Self {
+        let by_key = false;
+        Self {
+            number,
+            name,
+            by_key,
+        }
+    }
 }
 
 /// The signals that end measuring.
@@ -35,6 +53,7 @@ impl Signals {
             true => None,
             false => Some(catch(SignalKind::hangup())?),
         };
+        watch_interrupts()?;
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
@@ -50,11 +69,27 @@ impl Signals {
             }
         };
         tokio::select! {
-            _ = self.interrupt.recv() => Caught { number: libc::SIGINT, name: "SIGINT" },
-            _ = self.terminate.recv() => Caught { number: libc::SIGTERM, name: "SIGTERM" },
-            _ = hangup => Caught { number: libc::SIGHUP, name: "SIGHUP" },
+            _ = self.interrupt.recv() => Caught {
+                by_key: !INTERRUPT_WAS_SENT.swap(false, Ordering::Relaxed),
+                ..Caught::sent(libc::SIGINT, "SIGINT")
+            },
+            _ = self.terminate.recv() => Caught::sent(libc::SIGTERM, "SIGTERM"),
+            _ = hangup => Caught::sent(libc::SIGHUP, "SIGHUP"),
         }
     }
+}
+
+/// Has it noted where each SIGINT is from, which tokio does not tell, before it is caught.
+fn watch_interrupts() -> Result<()> {
+    let note = |info: &libc::siginfo_t| {
+        if info.si_code != libc::SI_KERNEL {
+            INTERRUPT_WAS_SENT.store(true, Ordering::Relaxed);
+        }
+    };
+    // SAFETY: all that is done in the handler is to store to an atomic.
+    unsafe { signal_hook_registry::register_sigaction(libc::SIGINT, note) }
+        .context("failed to catch signals")?;
+    Ok(())
 }
 
 fn is_ignored(signal: i32) -> Result<bool> {

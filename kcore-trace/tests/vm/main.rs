@@ -187,6 +187,12 @@ const CASES: &[Case] = &[
     .alone()
     .anywhere(),
     case(
+        "an_interrupt_from_elsewhere_reaches_a_command_in_the_foreground",
+        endings::forwarded_in_terminal,
+    )
+    .alone()
+    .anywhere(),
+    case(
         "an_exporter_gives_up_its_capabilities_and_goes_on_measuring",
         exporter::gives_up_capabilities,
     )

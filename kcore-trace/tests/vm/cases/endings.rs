@@ -1,18 +1,19 @@
 //! How a recording can end, and that what was measured is there.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::os::unix::process::ExitStatusExt as _;
+use std::io::{self, BufRead as _, BufReader};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
-use std::process::{Child, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use std::{fs, ptr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::guest::{self, Guest, Outcome};
-use crate::tool;
+use crate::{session, tool};
 
 /// The least there is to attach: emulated kernels take long.
 pub(crate) const QUICK: [&str; 4] = ["--level", "contended", "--hooks", "tracepoint"];
@@ -206,6 +207,85 @@ pub(crate) fn full_disk(_: &mut Guest) -> Result<Outcome> {
     ensure!(
         report.0["recording"]["duration_ns"].as_u64() > Some(0),
         "nothing is left"
+    );
+    Ok(Outcome::Passed)
+}
+
+/// A terminal that a recorder is started in the foreground of.
+struct Terminal {
+    _keys: OwnedFd,
+    screen: OwnedFd,
+}
+
+impl Terminal {
+    fn open() -> Result<Self> {
+        if !Path::new("/dev/pts/ptmx").exists() {
+            fs::create_dir_all("/dev/pts")?;
+            let (devpts, at) = (c"devpts".as_ptr(), c"/dev/pts".as_ptr());
+            // SAFETY: all strings are static.
+            let failed = unsafe { libc::mount(devpts, at, devpts, 0, ptr::null()) } != 0;
+            ensure!(!failed, "no devpts: {}", io::Error::last_os_error());
+        }
+        let flags = libc::O_RDWR | libc::O_NOCTTY;
+        // SAFETY: the calls take numbers only, and what they return is nobody else's.
+        unsafe {
+            let keys = libc::posix_openpt(flags);
+            ensure!(keys >= 0, "no terminal: {}", io::Error::last_os_error());
+            let keys = OwnedFd::from_raw_fd(keys);
+            libc::unlockpt(keys.as_raw_fd());
+            let screen = libc::ioctl(keys.as_raw_fd(), libc::TIOCGPTPEER, flags);
+            ensure!(screen >= 0, "no terminal: {}", io::Error::last_os_error());
+            Ok(Self {
+                _keys: keys,
+                screen: OwnedFd::from_raw_fd(screen),
+            })
+        }
+    }
+
+    fn start(&self, mut command: Command) -> Result<Child> {
+        command.stdin(self.screen.try_clone()?);
+        let become_foreground = || {
+            // SAFETY: the calls take numbers only; stdin is the terminal.
+            match unsafe { libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 } {
+                true => Err(io::Error::last_os_error()),
+                false => Ok(()),
+            }
+        };
+        // SAFETY: system calls are all there is in it.
+        unsafe { command.pre_exec(become_foreground) };
+        Ok(command.stderr(Stdio::piped()).spawn()?)
+    }
+}
+
+pub(crate) fn forwarded_in_terminal(_: &mut Guest) -> Result<Outcome> {
+    if !has_tracepoints()? {
+        return no_tracepoints();
+    }
+    session::end()?;
+    let path = tool::fresh("terminal");
+    let file = path.to_string_lossy();
+    let record = ["record", "-i", "100ms", "-o", &file];
+    let load = [
+        tool::EXE,
+        guest::TOOL,
+        "stress",
+        "--threads",
+        "1",
+        "-d",
+        "1h",
+    ];
+    let args = [record.as_slice(), &QUICK, &["--"], &load].concat();
+    let terminal = Terminal::open()?;
+    let child = terminal.start(tool::command(&args))?;
+    until_it_measures(&path)?;
+    // From elsewhere, where no key was pressed.
+    tool::signal(&child, libc::SIGINT);
+    let output = end(child)?;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        tool::complaint(&output)
     );
     Ok(Outcome::Passed)
 }
