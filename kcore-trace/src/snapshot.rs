@@ -76,7 +76,7 @@ pub struct Snapshots {
     /// The rows of readers, whoever they belonged to.
     readers: Vec<ReaderRow>,
     cgroups: Cgroups,
-    /// When measuring began, by the clock of the programs.
+    /// When these programs began to count the whole truth, by their clock.
     begun_ns: u64,
     /// The longest waits that were read, by when they ended and who waited. The longer measuring
     /// goes on, the rarer is a new one.
@@ -129,7 +129,7 @@ impl Snapshots {
     pub fn begin(&mut self, session: &mut Session) -> Result<()> {
         // The first reading maps what it reads, which counts as an op between one counter and the next.
         for _ in 0..2 {
-            self.read(session, Looks::Everywhere)?;
+            self.read(session, Looks::Everywhere, 0)?;
         }
         self.forget_extremes();
         self.begun_ns = monotonic_ns();
@@ -159,23 +159,24 @@ impl Snapshots {
         session.look_for_cells(&mut self.counters)
     }
 
-    /// What was counted since the last call.
-    pub fn take(&mut self, session: &mut Session) -> Result<Measured> {
+    /// What was counted since the last call. Moments are told from the start of measuring, which was
+    /// at `origin_ns` by the clock of the programs.
+    pub fn take(&mut self, session: &mut Session, origin_ns: u64) -> Result<Measured> {
         self.taken = self.taken.wrapping_add(1);
         let looks = match self.taken.is_multiple_of(FULL_EVERY) {
             true => Looks::AtRows,
             false => Looks::AtChanges,
         };
-        self.read(session, looks)
+        self.read(session, looks, origin_ns)
     }
 
     /// The same, with everything looked at, of all CPUs that there may be: for the last.
-    pub fn take_all(&mut self, session: &mut Session) -> Result<Measured> {
+    pub fn take_all(&mut self, session: &mut Session, origin_ns: u64) -> Result<Measured> {
         self.counters.look_at_all();
-        self.read(session, Looks::Everywhere)
+        self.read(session, Looks::Everywhere, origin_ns)
     }
 
-    fn read(&mut self, session: &mut Session, looks: Looks) -> Result<Measured> {
+    fn read(&mut self, session: &mut Session, looks: Looks, origin_ns: u64) -> Result<Measured> {
         let at_rows = looks != Looks::AtChanges;
         if at_rows {
             self.counters.look_at_running();
@@ -192,7 +193,7 @@ impl Snapshots {
         let inside = self.read_inside()?;
         let copies = self.read_copies();
         let readers = self.read_readers(at_rows);
-        let worst = self.read_worst(at_rows)?;
+        let worst = self.read_worst(at_rows, origin_ns)?;
         let audit = self.read_audit(at_rows, &session.plan)?;
         let loss = self.read_loss(session, at_rows)?;
         let unserved = self.without_histogram();
@@ -382,7 +383,7 @@ impl Snapshots {
 
     /// The longest waits that were not read before. They stay where they are, and to name a stack takes
     /// as long as all else: it is not done for every interval.
-    fn read_worst(&mut self, at_rows: bool) -> Result<Vec<WorstWait>> {
+    fn read_worst(&mut self, at_rows: bool, origin_ns: u64) -> Result<Vec<WorstWait>> {
         if !at_rows {
             return Ok(Vec::new());
         }
@@ -398,7 +399,8 @@ impl Snapshots {
             Ok(WorstWait {
                 wait_ns: wait.wait_ns,
                 slept_ns: wait.slept_ns,
-                ended_ns: wait.ended_ns - self.begun_ns,
+                // One that ended before is counted too, if these programs saw all of it.
+                ended_ns: wait.ended_ns.saturating_sub(origin_ns),
                 key: key(wait.cell as usize)?,
                 waiter: task(wait.task, Some(text(&wait.comm))),
                 holder: purpose(wait.holder as usize),
@@ -593,8 +595,8 @@ fn comm_of(number: u64) -> Option<String> {
     Some(name.trim_end().to_owned())
 }
 
-/// Now, by the clock of `bpf_ktime_get_ns`.
-fn monotonic_ns() -> u64 {
+/// Now, by the clock of the programs, which is that of `bpf_ktime_get_ns`.
+pub(crate) fn monotonic_ns() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

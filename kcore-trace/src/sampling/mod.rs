@@ -26,7 +26,7 @@ use crate::kernel::Facts;
 use crate::loader::{self, Preparation, ProgramCost, Session};
 use crate::model::{End, Header, Interval, KernelName, Level, Measured, Step, StepReason};
 use crate::plan::{Hooks, Plan, Request};
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Snapshots, monotonic_ns};
 use guard::Guard;
 use overhead::Meter;
 pub use overhead::Overhead;
@@ -90,9 +90,29 @@ pub(crate) struct Sampler {
     /// What is attached, or was at last.
     plan: Plan,
     watch: Option<Watch>,
-    begun: Instant,
+    begun: Beginning,
     last_ns: u64,
 }
+
+/// When measuring began. Programs that are attached later go by it too.
+#[derive(Clone, Copy)]
+struct Beginning {
+    at: Instant,
+    /// The same by the clock of the programs.
+    ns: u64,
+}
+
+impl Beginning {
+    fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            ns: monotonic_ns(),
+        }
+    }
+}
+
+/// Reads what was counted since the last reading, and tells moments from the beginning.
+type Take = fn(&mut Snapshots, &mut Session, u64) -> Result<Measured>;
 
 /// The programs in the kernel, and what was read of them.
 struct Active {
@@ -128,11 +148,8 @@ impl Active {
         Ok((Self { session, snapshots }, facts))
     }
 
-    fn read(
-        &mut self,
-        take: fn(&mut Snapshots, &mut Session) -> Result<Measured>,
-    ) -> Result<Measured> {
-        let measured = take(&mut self.snapshots, &mut self.session)?;
+    fn read(&mut self, take: Take, begun: Beginning) -> Result<Measured> {
+        let measured = take(&mut self.snapshots, &mut self.session, begun.ns)?;
         self.session.flush_log();
         Ok(measured)
     }
@@ -181,7 +198,7 @@ impl Sampler {
             active: Some(active),
             plan,
             watch: watch.transpose()?.flatten(),
-            begun: Instant::now(),
+            begun: Beginning::now(),
             last_ns: 0,
         };
         Ok((sampler, facts))
@@ -250,14 +267,12 @@ impl Sampler {
         self.sample_by(Snapshots::take_all)
     }
 
-    fn sample_by(
-        &mut self,
-        take: fn(&mut Snapshots, &mut Session) -> Result<Measured>,
-    ) -> Result<Sample> {
-        let begun = Instant::now();
+    fn sample_by(&mut self, take: Take) -> Result<Sample> {
+        let asked = Instant::now();
         let active = self.active.as_mut();
-        let measured = active.map(|active| active.read(take)).transpose()?;
-        let snapshot = begun.elapsed();
+        let measured = active.map(|active| active.read(take, self.begun));
+        let measured = measured.transpose()?;
+        let snapshot = asked.elapsed();
         let interval = self.end_interval(measured.unwrap_or_default());
         let active = self.active.as_ref();
         Ok(Sample {
@@ -270,7 +285,7 @@ impl Sampler {
     }
 
     fn end_interval(&mut self, measured: Measured) -> Interval {
-        let end_ns = self.begun.elapsed().as_nanos() as u64;
+        let end_ns = self.begun.at.elapsed().as_nanos() as u64;
         Interval {
             start_ns: std::mem::replace(&mut self.last_ns, end_ns),
             end_ns,
@@ -300,7 +315,7 @@ impl Sampler {
             overhead.share() * 100.0
         );
         watch.overhead = Some(overhead);
-        let verdict = watch.guard.judge(self.begun.elapsed(), overhead.share());
+        let verdict = watch.guard.judge(self.begun.at.elapsed(), overhead.share());
         watch.after(if watch.guard.is_in_doubt() {
             overhead::SOON
         } else {
@@ -350,7 +365,7 @@ impl Sampler {
             watch.meter.forget();
             watch.after(overhead::SOON);
             if matches!(reason, StepReason::Failed(_)) {
-                watch.guard.failed(self.begun.elapsed());
+                watch.guard.failed(self.begun.at.elapsed());
             }
         }
         let step = Step {
@@ -368,7 +383,7 @@ impl Sampler {
         signals: &mut Signals,
         mut each: impl FnMut(Event) -> Result<()>,
     ) -> End {
-        let begun = tokio::time::Instant::from_std(self.begun);
+        let begun = tokio::time::Instant::from_std(self.begun.at);
         let interval = self.measuring.interval;
         let mut ticks = interval_at(begun + interval, interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -405,7 +420,7 @@ impl Sampler {
 
     /// Sets the beginning of the first interval to now.
     pub(crate) fn begin(&mut self) {
-        self.begun = Instant::now();
+        self.begun = Beginning::now();
         if let Some(watch) = &mut self.watch {
             watch.meter.forget();
             watch.after(overhead::SOON);
