@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -32,10 +33,8 @@ pub struct Recording {
     pub cut: Option<Cut>,
     pub(super) path: PathBuf,
     file: File,
-    /// Where the first frame after the header begins.
-    body: u64,
-    /// How many bytes the file had when it was opened.
-    size: u64,
+    /// From behind the header to the trailer or, without one, to where the last whole frame ends.
+    body: Range<u64>,
 }
 
 /// The place at which a recording without an end stops: it is still being written, or its writer
@@ -62,7 +61,7 @@ impl Recording {
         source.check_preamble()?;
         let (header, body) = source.header()?;
         let totals = source.totals(body)?;
-        let Source { path, file, size } = source;
+        let Source { path, file, .. } = source;
         Ok(Self {
             header,
             total: totals.total,
@@ -73,8 +72,7 @@ impl Recording {
             cut: totals.cut,
             path,
             file,
-            body,
-            size,
+            body: body..totals.end_of_body,
         })
     }
 
@@ -96,10 +94,10 @@ impl Recording {
         }
     }
 
-    /// A walk through what is whole, behind the header.
+    /// A walk through what is between the header and the trailer: what comes after that is not needed,
+    /// and may be damaged.
     pub(super) fn walk(&self) -> Walk<'_> {
-        let end = self.cut.map_or(self.size, |cut| cut.offset);
-        Walk::new(&self.file, self.body, end)
+        Walk::new(&self.file, self.body.start, self.body.end)
     }
 }
 
@@ -125,7 +123,6 @@ impl Intervals<'_> {
                 Step::Whole(frame) if frame.is(Kind::Interval) => {
                     return unpack(path, &frame).map(Some);
                 }
-                Step::Whole(frame) if frame.is(Kind::Trailer) => return Ok(None),
                 Step::Whole(_) => {}
                 Step::End => return Ok(None),
                 Step::Torn | Step::Damaged => {
@@ -167,6 +164,8 @@ struct Totals {
     command_ns: Option<u64>,
     end: Option<End>,
     cut: Option<Cut>,
+    /// Where the trailer begins or, without one, the last whole frame ends.
+    end_of_body: u64,
 }
 
 /// What is found on the way through all frames.
@@ -263,7 +262,7 @@ impl Source {
         }
         let survey = self.survey(body)?;
         match survey.trailer {
-            Some(offset) => Ok(Totals::of(self.trailer(offset)?)),
+            Some(offset) => Ok(Totals::of(self.trailer(offset)?, offset)),
             None => self.add_up(&survey),
         }
     }
@@ -281,15 +280,14 @@ impl Source {
         let Step::Whole(frame) = self.step(&mut walk)? else {
             return Ok(None);
         };
-        let Some(trailer) =
-            frame::trailer_offset(&frame).filter(|&at| (body..footer).contains(&at))
+        let Some(offset) = frame::trailer_offset(&frame).filter(|&at| (body..footer).contains(&at))
         else {
             return Ok(None);
         };
-        let mut walk = self.walk(trailer);
+        let mut walk = self.walk(offset);
         match self.step(&mut walk)? {
             Step::Whole(frame) if frame.is(Kind::Trailer) => {
-                unpack(&self.path, &frame).map(|trailer| Some(Totals::of(trailer)))
+                unpack(&self.path, &frame).map(|trailer| Some(Totals::of(trailer, offset)))
             }
             _ => Ok(None),
         }
@@ -352,6 +350,7 @@ impl Source {
                 offset: survey.end,
                 lost_bytes: self.size - survey.end,
             }),
+            end_of_body: survey.end,
         })
     }
 
@@ -367,7 +366,8 @@ impl Source {
 }
 
 impl Totals {
-    fn of(trailer: Trailer) -> Self {
+    /// Those of a whole recording, whose trailer is at `offset`.
+    fn of(trailer: Trailer, offset: u64) -> Self {
         Self {
             total: trailer.total,
             reduced: trailer.reduced,
@@ -375,6 +375,7 @@ impl Totals {
             command_ns: trailer.command_ns,
             end: Some(trailer.end),
             cut: None,
+            end_of_body: offset,
         }
     }
 }

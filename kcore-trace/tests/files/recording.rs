@@ -436,13 +436,28 @@ fn an_excerpt_without_an_interval_is_an_error_that_says_how_long_the_recording_i
 #[test]
 fn a_damaged_footer_costs_nothing() {
     let (_folder, path) = folder();
-    let intervals = small_intervals(3);
+    let intervals = small_intervals(300);
     write(&path, &sample::header(), &intervals);
-    let mut bytes = fs::read(&path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    let recording = open_bytes(&bytes).unwrap();
-    assert!(recording.is_complete());
-    assert_eq!(recording.total, sample::sum(&intervals));
+    let whole = fs::read(&path).unwrap();
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let cut = whole[..whole.len() - 10].to_vec();
+    let longer = [&whole[..], b"appended"].concat();
+    for bytes in [flipped, cut, longer] {
+        let recording = open_bytes(&bytes).unwrap();
+        assert!(recording.is_complete());
+        assert_eq!(recording.total, sample::sum(&intervals));
+        assert_eq!(read_intervals(&recording), intervals);
+        let excerpt = recording.between(299 * SECOND_NS, u64::MAX).unwrap();
+        assert_eq!(excerpt.total, sample::sum(&intervals[299..]));
+        for most in [2, 20] {
+            let mut total = Measured::default();
+            for part in recording.parts(most).unwrap() {
+                total.add(&part);
+            }
+            assert_eq!(total, recording.total);
+        }
+    }
 }
 
 #[test]
