@@ -167,8 +167,14 @@ pub fn run(args: &StressArgs) -> Result<()> {
     if needs(&groups, Kind::Maps) || needs(&groups, Kind::Threads) {
         maps::settle(used_before_kib);
     }
-    report(&mut io::stdout().lock(), &outcomes, page.as_ref())?;
-    verdict(&outcomes, amount, stopped_by)
+    let reported = report(&mut io::stdout().lock(), &outcomes, page.as_ref());
+    conclude(reported, verdict(&outcomes, amount, stopped_by))
+}
+
+/// Whether it worked is for the verdict to say, also where nobody reads the report.
+fn conclude(reported: io::Result<()>, verdict: Result<()>) -> Result<()> {
+    verdict?;
+    Ok(reported?)
 }
 
 fn threads_of_this_process() -> usize {
@@ -510,6 +516,21 @@ mod tests {
             )
             .is_err()
         );
+    }
+
+    #[test]
+    fn a_closed_pipe_does_not_hide_that_ops_were_not_done() {
+        let closed = || Err(io::ErrorKind::BrokenPipe.into());
+        let verdict = |done| {
+            let outcomes = [outcome(done, 0, 1, End::Finished)];
+            verdict(&outcomes, Amount::Ops(5), None)
+        };
+        let error = conclude(closed(), verdict(4)).unwrap_err().to_string();
+        assert!(error.contains("did not do all ops"), "{error}");
+        // Which is no error to the command line.
+        let error = conclude(closed(), verdict(5)).unwrap_err();
+        let error = error.downcast::<io::Error>().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]
