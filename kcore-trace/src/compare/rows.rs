@@ -21,6 +21,8 @@ use crate::units;
 
 /// The shortest time that is measured: what a logarithm takes for zero.
 const SHORTEST_NS: f64 = 1.0;
+/// The logarithm of the largest ratio that two counts or two times can have.
+const LARGEST_RATIO: f64 = u64::BITS as f64 * std::f64::consts::LN_2;
 
 /// A number on both sides, and what became of it.
 #[derive(Clone, Debug, Serialize)]
@@ -522,7 +524,8 @@ impl Change {
         let shown = |difference: f64| match scale {
             // Nothing that is compared can be negative.
             Scale::Absolute => difference.max(-baseline),
-            Scale::Relative => difference.exp_m1(),
+            // Of two noisy samples the interval is wider than anything that can be.
+            Scale::Relative => difference.min(LARGEST_RATIO).exp_m1(),
         };
         Self {
             scale,

@@ -502,6 +502,28 @@ fn waits_where_there_were_none_are_worse_and_finite() {
 }
 
 #[test]
+fn the_interval_of_two_repeats_that_differ_widely_is_finite() {
+    let noisy = |seed| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (repeat, factor) in [1.0, 10_000.0].into_iter().enumerate() {
+            let mut kernel = spinlock();
+            for habit in &mut kernel.habits {
+                habit.hold_ns *= factor;
+            }
+            let path = folder.path().join(format!("{repeat}.kct"));
+            let interval = sample::interval(0, run(&kernel, seed));
+            write(&path, &kernel.header, &[interval], 0);
+        }
+        folder
+    };
+    let comparison = compare(&noisy(0), &noisy(9));
+    let row = row(&comparison, Role::BusyAreas, Op::Alloc, Intent::Write);
+    let number = json_number(row, "hold_p50_ns");
+    let [low, high] = ["low", "high"].map(|end| number["change"][end].as_f64());
+    assert!(low < Some(-0.99) && high > Some(1e6), "{number}");
+}
+
+#[test]
 fn a_difference_of_less_than_a_bucket_is_none_however_sure_it_is() {
     let mut slower = spinlock();
     for habit in &mut slower.habits {
