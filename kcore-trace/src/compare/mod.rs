@@ -247,7 +247,7 @@ impl Origin {
         Self {
             path: side.path.clone(),
             recordings: side.headers.len(),
-            truncated: side.truncated,
+            truncated: side.truncated(),
             samples: side.samples.len(),
             sampling: side.sampling,
             header: side.header().clone(),

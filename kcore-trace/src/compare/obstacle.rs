@@ -1,10 +1,11 @@
 //! What stands against a comparison.
 //!
 //! Owns the rule for when two sides may be set against each other: the same machine, the same
-//! workload, measured in the same way, with nothing of weight lost. In come two sides; out come all
+//! workload, measured in the same way to its end, with nothing of weight lost. In come two sides; out come all
 //! obstacles at once, and remarks on what a reader should know but what forbids nothing. Invariant:
 //! a difference of kernels is never an obstacle, for that is what is compared.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use super::role::Role;
 use super::side::{Sampling, Side};
 use crate::host::Host;
-use crate::model::{Header, HoldCoverage, Loss, WaitCoverage};
+use crate::model::{End, Header, HoldCoverage, Loss, WaitCoverage};
 use crate::units;
 
 /// The most that may be lost, as a part of what was measured.
@@ -25,7 +26,7 @@ const MEMORY_SLACK_BYTES: u64 = 64 << 20;
 /// A reason not to compare.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Obstacle {
-    /// `hardware`, `workload`, `level`, `coverage`, `hooks`, `losses` or `repeats`.
+    /// `hardware`, `workload`, `level`, `coverage`, `hooks`, `losses`, `repeats` or `end`.
     pub subject: &'static str,
     /// What is different, as a phrase for a person.
     pub reason: String,
@@ -85,12 +86,61 @@ pub(super) fn obstacles(baseline: &Side, candidate: &Side) -> Vec<Obstacle> {
         .flat_map(|(name, side)| differing_repeats(name, side));
     let losses = sides.iter().flat_map(|(name, side)| losses(name, side));
     let reduced = sides.iter().filter_map(|(name, side)| reduced(name, side));
+    let usual = usual_code(baseline, candidate);
+    let failures = sides
+        .iter()
+        .flat_map(|(name, side)| failures(name, side, usual));
     differences(baseline.header(), candidate.header())
         .into_iter()
         .chain(repeats)
+        .chain(failures)
         .chain(reduced)
         .chain(losses)
         .collect()
+}
+
+/// The exit code of the command, where it is the same in all recordings of both sides: that of a
+/// command which fails on purpose is one like any other, as loading test_vmalloc does.
+fn usual_code(baseline: &Side, candidate: &Side) -> Option<i32> {
+    let ends = baseline.ends.iter().chain(&candidate.ends).flatten();
+    let codes: BTreeSet<_> = ends
+        .filter_map(|end| match end {
+            End::Command { code } => Some(*code),
+            End::Duration | End::Signal(_) | End::Failed(_) => None,
+        })
+        .collect();
+    codes.first().copied().filter(|_| codes.len() == 1)
+}
+
+/// A command that failed may have done nothing, or half of its work; measuring that failed saw half of
+/// it.
+fn failures(name: &str, side: &Side, usual: Option<i32>) -> Vec<Obstacle> {
+    let mut times: BTreeMap<String, usize> = BTreeMap::new();
+    for end in side.ends.iter().flatten() {
+        let failure = match end {
+            End::Command { code } if *code == 0 || Some(*code) == usual => continue,
+            End::Duration | End::Signal(_) => continue,
+            End::Command { code } => format!("the command exited with {code}"),
+            End::Failed(reason) => format!("measuring failed: {reason}"),
+        };
+        *times.entry(failure).or_default() += 1;
+    }
+    let obstacle = |(failure, times)| Obstacle {
+        subject: "end",
+        reason: format!("of {}, {failure}", some_of(name, side, times)),
+    };
+    times.into_iter().map(obstacle).collect()
+}
+
+/// The side, or so many of its recordings where it has several.
+fn some_of(name: &str, side: &Side, some: usize) -> String {
+    match side.ends.len() as u64 {
+        1 => format!("the {name}"),
+        all => format!(
+            "{some} of {} of the {name}",
+            units::counted(all, "recording")
+        ),
+    }
 }
 
 /// What was left out while a load is heavy is not what a comparison may leave out.
@@ -249,17 +299,13 @@ fn percent(share: f64) -> String {
 pub(super) fn remarks(baseline: &Side, candidate: &Side) -> Vec<String> {
     let mut remarks = Vec::new();
     for (name, side) in [("baseline", baseline), ("candidate", candidate)] {
-        if side.truncated != 0 {
-            let (cut, all) = (side.truncated as u64, side.headers.len() as u64);
-            let of = if all == 1 {
-                format!("the {name} has no end")
-            } else {
-                format!(
-                    "{cut} of {} of the {name} have no end",
-                    units::counted(all, "recording")
-                )
-            };
-            remarks.push(format!("{of}: compared up to the last whole interval"));
+        let cut = side.truncated();
+        if cut != 0 {
+            let which = some_of(name, side, cut);
+            let have = if side.ends.len() == 1 { "has" } else { "have" };
+            remarks.push(format!(
+                "{which} {have} no end: compared up to the last whole interval"
+            ));
         }
     }
     let single = |side: &Side| side.sampling == Sampling::Intervals;
@@ -309,6 +355,13 @@ pub(super) fn remarks(baseline: &Side, candidate: &Side) -> Vec<String> {
     }
     if a.host.mitigations != b.host.mitigations {
         remarks.push("mitigations of CPU vulnerabilities differ".into());
+    }
+    if let Some(code) = usual_code(baseline, candidate)
+        && code != 0
+    {
+        remarks.push(format!(
+            "the command always exited with {code}: that it did its work is not known"
+        ));
     }
     if a.command.is_empty() && b.command.is_empty() {
         remarks.push("no command was run: that the load was the same is not known".into());

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use crate::model::{Header, Loss, Measured};
+use crate::model::{End, Header, Loss, Measured};
 use crate::recording::Recording;
 
 /// The most samples that one recording is divided into. More of them would be shorter, so that they
@@ -44,8 +44,8 @@ pub struct Side {
     pub(super) duration_ns: u64,
     /// Nanoseconds at a lower level.
     pub(super) reduced_ns: u64,
-    /// Recordings whose end is missing.
-    pub(super) truncated: usize,
+    /// Why each recording ended; nothing where that is missing.
+    pub(super) ends: Vec<Option<End>>,
 }
 
 impl Side {
@@ -83,13 +83,18 @@ impl Side {
             total,
             duration_ns: recordings.iter().map(Recording::measured_ns).sum(),
             reduced_ns: recordings.iter().map(|one| one.reduced.duration_ns).sum(),
-            truncated: recordings.iter().filter(|one| !one.is_complete()).count(),
+            ends: recordings.iter().map(|one| one.end.clone()).collect(),
             headers: recordings.into_iter().map(|one| one.header).collect(),
         })
     }
 
     pub(super) fn header(&self) -> &Header {
         &self.headers[0]
+    }
+
+    /// Recordings whose end is missing.
+    pub(super) fn truncated(&self) -> usize {
+        self.ends.iter().filter(|end| end.is_none()).count()
     }
 
     /// Acquisitions, or those that are seen.

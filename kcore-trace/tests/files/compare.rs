@@ -236,22 +236,27 @@ fn run(kernel: &Kernel, seed: u64) -> Measured {
 
 /// Writes a recording, less the bytes that are cut off at its end.
 fn write(path: &Path, header: &Header, intervals: &[Interval], cut_bytes: u64) {
+    write_ended(path, header, intervals, End::Command { code: 0 });
+    let size = fs::metadata(path).expect("it was written").len();
+    let file = fs::OpenOptions::new().write(true).open(path);
+    let file = file.expect("it was written");
+    file.set_len(size - cut_bytes).expect("it shrinks");
+}
+
+/// Writes a recording that ended for this reason.
+fn write_ended(path: &Path, header: &Header, intervals: &[Interval], end: End) {
     let mut writer = RecordingWriter::create(path, false, header).expect("the file is new");
     for interval in intervals {
         writer.append(interval).expect("there is space");
     }
     let trailer = Trailer {
-        end: End::Command { code: 0 },
+        end,
         duration_ns: intervals.last().map_or(0, |last| last.end_ns),
         command_ns: None,
         total: writer.total().clone(),
         reduced: writer.reduced().clone(),
     };
     writer.finish(&trailer).expect("there is space");
-    let size = fs::metadata(path).expect("it was written").len();
-    let file = fs::OpenOptions::new().write(true).open(path);
-    let file = file.expect("it was written");
-    file.set_len(size - cut_bytes).expect("it shrinks");
 }
 
 /// A folder with repeats of a kernel, each of one interval.
@@ -932,6 +937,57 @@ fn losses_forbid_a_comparison_unless_they_are_small_or_those_of_other_locks() {
         text.contains("nothing → at most 2,000,000 runs of a program, for any lock"),
         "{text}"
     );
+}
+
+#[test]
+fn a_command_or_a_measuring_that_failed_forbids_a_comparison() {
+    let baseline = repeats(&spinlock(), 0..2);
+    let ended = |end: End| {
+        let folder = repeats(&spinlock(), 9..11);
+        let path = folder.path().join("other.kct");
+        let interval = sample::interval(0, run(&spinlock(), 12));
+        write_ended(&path, &spinlock().header, &[interval], end);
+        folder
+    };
+    let missing = ended(End::Command { code: 127 });
+    let reason = "end: of 1 of 3 recordings of the candidate, the command exited with 127";
+    let message = refusal(&baseline, &missing).to_string();
+    assert!(message.contains(reason), "{message}");
+    let comparison = anyway(&baseline, &missing);
+    let text = rendered(&comparison, Format::Text, Some(400));
+    assert!(text.contains(&format!("WARNING     {reason}")), "{text}");
+    let markdown = rendered(&comparison, Format::Markdown, None);
+    assert!(markdown.contains(&format!("- WARNING: {reason}")));
+    assert_eq!(json(&comparison)["warnings"][0]["subject"], "end");
+
+    let failed = ended(End::Failed("a map disappeared".into()));
+    let message = refusal(&failed, &baseline).to_string();
+    let reason = "of 1 of 3 recordings of the baseline, measuring failed: a map disappeared";
+    assert!(message.contains(reason), "{message}");
+    for end in [End::Duration, End::Signal("SIGINT".into())] {
+        compare(&baseline, &ended(end));
+    }
+}
+
+#[test]
+fn a_command_that_always_exits_with_the_same_code_is_compared_and_that_is_remarked() {
+    let failing = |seed: u64| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for repeat in 0..2 {
+            let path = folder.path().join(format!("{repeat}.kct"));
+            let interval = sample::interval(0, run(&spinlock(), seed + repeat));
+            let end = End::Command { code: 1 };
+            write_ended(&path, &spinlock().header, &[interval], end);
+        }
+        folder
+    };
+    let comparison = compare(&failing(0), &failing(9));
+    let remark = "the command always exited with 1";
+    let mut remarks = comparison.remarks.iter();
+    assert!(remarks.any(|it| it.starts_with(remark)));
+    let reason = "end: of 2 of 2 recordings of the candidate, the command exited with 1";
+    let message = refusal(&repeats(&spinlock(), 0..2), &failing(9)).to_string();
+    assert!(message.contains(reason), "{message}");
 }
 
 #[test]
