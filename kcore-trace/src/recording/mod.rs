@@ -95,6 +95,11 @@ pub enum RecordingError {
     Full { path: PathBuf, offset: u64 },
     #[error("recording `{}` does not exist; `kcore-trace record` writes one", path.display())]
     NotFound { path: PathBuf },
+    #[error(
+        "permission to read recording `{}` is denied: only who recorded it may; \
+         read it with sudo, or `sudo chown $USER` it", path.display()
+    )]
+    NotReadable { path: PathBuf },
     #[error("recording `{}` is empty (0 bytes)", path.display())]
     Empty { path: PathBuf },
     #[error("`{}` is not a recording of kcore-trace: byte 0 does not begin one", path.display())]

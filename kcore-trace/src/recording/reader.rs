@@ -55,7 +55,7 @@ impl Recording {
     ///
     /// # Errors
     ///
-    /// `NotFound`, `Empty`, `NotAFile`, `Foreign`, `Newer`, `NoHeader`, `Corrupt`, `Io`.
+    /// `NotFound`, `NotReadable`, `Empty`, `NotAFile`, `Foreign`, `Newer`, `NoHeader`, `Corrupt`, `Io`.
     pub fn open(path: &Path) -> Result<Self, RecordingError> {
         let source = Source::open(path)?;
         source.check_preamble()?;
@@ -179,12 +179,7 @@ struct Survey {
 
 impl Source {
     fn open(path: &Path) -> Result<Self, RecordingError> {
-        let at_start = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => RecordingError::NotFound {
-                path: path.to_owned(),
-            },
-            _ => RecordingError::io(path, 0, error),
-        };
+        let at_start = |error| open_error(path, error);
         // Looked at before it is opened: opening a pipe waits for a writer.
         let found = std::fs::metadata(path).map_err(at_start)?;
         if !found.is_file() {
@@ -380,6 +375,15 @@ impl Totals {
     }
 }
 
+fn open_error(path: &Path, error: io::Error) -> RecordingError {
+    let path = path.to_owned();
+    match error.kind() {
+        io::ErrorKind::NotFound => RecordingError::NotFound { path },
+        io::ErrorKind::PermissionDenied => RecordingError::NotReadable { path },
+        _ => RecordingError::io(&path, 0, error),
+    }
+}
+
 /// The value in a frame. Its checksum is right, so what does not fit was written that way.
 pub(super) fn unpack<T: DeserializeOwned>(
     path: &Path,
@@ -387,4 +391,20 @@ pub(super) fn unpack<T: DeserializeOwned>(
 ) -> Result<T, RecordingError> {
     rmp_serde::from_slice(frame.payload)
         .map_err(|error| RecordingError::corrupt(path, frame.offset, &error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recording_of_somebody_else_is_refused_with_what_can_be_done() {
+        let denied = io::ErrorKind::PermissionDenied.into();
+        let error = open_error(Path::new("x.kct"), denied).to_string();
+        assert_eq!(
+            error,
+            "permission to read recording `x.kct` is denied: only who recorded it may; \
+             read it with sudo, or `sudo chown $USER` it"
+        );
+    }
 }
