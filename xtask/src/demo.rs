@@ -6,7 +6,6 @@
 
 use std::{
     fs,
-    path::Path,
     process::{Command, ExitCode, ExitStatus},
 };
 
@@ -73,7 +72,6 @@ pub(crate) fn run(places: &Places) -> Result<ExitCode> {
     if let Some(code) = failure(as_root(RECORD)?)? {
         return Ok(code);
     }
-    hand_over(privilege, &recording)?;
     heading("Who waited for whom");
     let mut report = Command::new(&tool);
     if let Some(code) = failure_of(report.arg("report").arg(&recording))? {
@@ -109,16 +107,4 @@ fn failure_of(command: &mut Command) -> Result<Option<ExitCode>> {
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     ExitCode::from(code.unwrap_or(2))
-}
-
-/// Gives the recording, which only its owner may read, to the user.
-fn hand_over(privilege: Privilege, recording: &Path) -> Result<()> {
-    if privilege == Privilege::Root {
-        return Ok(());
-    }
-    let owner = format!("{}:{}", nix::unistd::getuid(), nix::unistd::getgid());
-    let mut chown = privilege
-        .command("chown")
-        .context("the recording was made as root")?;
-    command::run(chown.arg(owner).arg(recording))
 }

@@ -41,7 +41,7 @@
 //!
 //! Policy: a frame is one write and no byte waits in userspace, so a kill costs at most the frame
 //! that was being written. A write that fails is taken back, which leaves a readable file. The mode
-//! is 0600: a recording names commands and the machine.
+//! is 0600, since a recording names commands and the machine; under sudo it is given to who called that.
 
 mod excerpt;
 mod frame;

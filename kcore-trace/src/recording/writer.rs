@@ -4,10 +4,11 @@
 //! Invariant: `end` is where the last whole frame ends, every frame is written there, and a write
 //! that fails is cut off again.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -111,6 +112,10 @@ impl RecordingWriter {
             .mode(0o600)
             .open(staged)
             .map_err(|source| create_error(path, source))?;
+        if let Some(caller) = sudo_caller(|name| env::var(name).ok()) {
+            // Where that fails it stays with root, and whoever cannot read it is told what to do.
+            give_away(&file, caller).ok();
+        }
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -237,6 +242,20 @@ impl RecordingWriter {
     }
 }
 
+/// The user and the group that called sudo, by its variables.
+fn sudo_caller(variable: impl Fn(&str) -> Option<String>) -> Option<[u32; 2]> {
+    let number = |name| variable(name)?.parse().ok();
+    Some([number("SUDO_UID")?, number("SUDO_GID")?])
+}
+
+/// Gives a file of root's to a user: only its owner may read it.
+fn give_away(file: &File, [user, group]: [u32; 2]) -> io::Result<()> {
+    match file.metadata()?.uid() {
+        0 => fchown(file, Some(user), Some(group)),
+        _ => Ok(()),
+    }
+}
+
 fn create_error(path: &Path, source: io::Error) -> RecordingError {
     match source.kind() {
         io::ErrorKind::AlreadyExists => RecordingError::Exists {
@@ -268,4 +287,44 @@ fn beside(target: &Path) -> PathBuf {
     name.push(target.file_name().unwrap_or_default());
     name.push(format!(".{}.tmp", process::id()));
     target.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_called_sudo_is_known_by_two_numbers() {
+        let caller = |user: Option<&str>, group: Option<&str>| {
+            let [user, group] = [user, group].map(|it| it.map(str::to_owned));
+            sudo_caller(|name| match name {
+                "SUDO_UID" => user.clone(),
+                _ => group.clone(),
+            })
+        };
+        assert_eq!(caller(Some("1000"), Some("100")), Some([1000, 100]));
+        for (user, group) in [
+            (None, None),
+            (Some("1000"), None),
+            (None, Some("100")),
+            (Some("me"), Some("100")),
+            (Some("-1"), Some("100")),
+            (Some(""), Some("")),
+        ] {
+            assert_eq!(caller(user, group), None);
+        }
+    }
+
+    #[test]
+    fn only_a_file_of_root_is_given_away() {
+        let file = tempfile::tempfile().unwrap();
+        let before = file.metadata().unwrap();
+        give_away(&file, [4711, 4712]).unwrap();
+        let after = file.metadata().unwrap();
+        let expected = match before.uid() {
+            0 => (4711, 4712),
+            user => (user, before.gid()),
+        };
+        assert_eq!((after.uid(), after.gid()), expected);
+    }
 }

@@ -1,8 +1,9 @@
 //! What the file format promises: it opens whatever happens to it, and never says what is not so.
 
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
 
 use kcore_trace::model::{Cell, End, Header, Interval, Loss, Measured, Reduced, Trailer, WORST};
 use kcore_trace::recording::{Cut, Recording, RecordingError, RecordingWriter, StagedRecording};
@@ -13,6 +14,9 @@ use tempfile::TempDir;
 use crate::sample::{self, SECOND_NS};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/v1.kct");
+
+/// What sudo says of who called it, here.
+const SUDO: [(&str, u32); 2] = [("SUDO_UID", 4711), ("SUDO_GID", 4712)];
 
 fn folder() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -192,6 +196,40 @@ fn a_recording_is_readable_only_by_its_owner() {
         fs::metadata(&path).unwrap().permissions().mode() & 0o777,
         0o600
     );
+}
+
+#[test]
+fn a_recording_of_root_belongs_to_whoever_called_sudo() {
+    let output = Command::new(env::current_exe().unwrap())
+        .envs(SUDO.map(|(name, id)| (name, id.to_string())))
+        .args(["--ignored", "--exact", "recording::under_sudo"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
+
+#[test]
+#[ignore = "is about the environment of its process; another test runs it"]
+fn under_sudo() {
+    if env::var_os(SUDO[0].0).is_none_or(|user| user != "4711") {
+        return;
+    }
+    let (folder, path) = folder();
+    let own = fs::metadata(&folder).unwrap();
+    let expected = match own.uid() {
+        0 => (SUDO[0].1, SUDO[1].1),
+        user => (user, own.gid()),
+    };
+    for force in [false, true] {
+        RecordingWriter::create(&path, force, &sample::header()).unwrap();
+        let recording = fs::metadata(&path).unwrap();
+        assert_eq!((recording.uid(), recording.gid()), expected);
+        assert_eq!(recording.mode() & 0o777, 0o600);
+    }
 }
 
 #[test]
