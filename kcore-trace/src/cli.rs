@@ -27,6 +27,7 @@ use crate::recording::Recording;
 use crate::report::{self, Report};
 use crate::sampling::{Limit, Measuring};
 use crate::stress::{self, StressArgs};
+use crate::table::printable_lines;
 
 /// Where `record` writes and `report` reads, unless told otherwise.
 const DEFAULT_RECORDING: &str = "kcore-trace.kct";
@@ -343,7 +344,8 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 fn complain(error: &anyhow::Error, verbose: bool) {
     // With nowhere left to complain to, the exit code has to do.
-    diagnostics::say(format_args!("kcore-trace: {error:#}"));
+    let message = printable_lines(&format!("{error:#}"));
+    diagnostics::say(format_args!("kcore-trace: {message}"));
     if verbose && let Some(LoadError::Verifier { log, .. }) = error.downcast_ref() {
         diagnostics::say(log);
     }

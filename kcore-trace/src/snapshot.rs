@@ -576,7 +576,12 @@ fn reader_key(index: usize, row: &ReaderRow, cgroups: &mut Cgroups) -> Option<Re
 fn text(comm: &[u64; 2]) -> String {
     let bytes: Vec<u8> = comm.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let name = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(name).into_owned()
+    name_of(name)
+}
+
+/// A name of a task, which may be any bytes.
+fn name_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Process and thread, in the upper and the lower half.
@@ -591,8 +596,8 @@ fn task(number: u64, comm: Option<String>) -> Task {
 /// The name of a thread that may be gone.
 fn comm_of(number: u64) -> Option<String> {
     let (pid, tid) = (number >> 32, number as u32);
-    let name = fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
-    Some(name.trim_end().to_owned())
+    let line = fs::read(format!("/proc/{pid}/task/{tid}/comm")).ok()?;
+    Some(name_of(line.strip_suffix(b"\n").unwrap_or(&line)))
 }
 
 /// Now, by the clock of the programs, which is that of `bpf_ktime_get_ns`.
@@ -795,6 +800,18 @@ mod tests {
 
     /// Series that no table expects, of which a kernel has some.
     const UNEXPECTED: usize = 10;
+
+    #[test]
+    fn a_thread_has_a_name_whatever_its_bytes() {
+        // SAFETY: the name ends with a zero, and the other call takes nothing.
+        let tid = unsafe {
+            libc::prctl(libc::PR_SET_NAME, c"\xffodd\n ".as_ptr());
+            libc::gettid()
+        };
+        let number = u64::from(std::process::id()) << 32 | tid as u64;
+        assert_eq!(comm_of(number).as_deref(), Some("\u{fffd}odd\n "));
+        assert_eq!(comm_of(u64::from(u32::MAX)), None);
+    }
 
     #[test]
     fn every_expected_series_of_a_kernel_has_a_histogram_and_some_are_left() {

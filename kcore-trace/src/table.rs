@@ -2,7 +2,8 @@
 //! that are no wider than the terminal.
 //!
 //! Owns the looks that report and comparison share. A table begins with columns of words; those of
-//! numbers are set apart with [`align`].
+//! numbers are set apart with [`align`]. Names come from whoever chose them: what would move the
+//! cursor or break a line is written as an escape.
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
@@ -27,6 +28,39 @@ pub(crate) fn align(table: &mut Table, index: usize, begins_group: bool) {
         column.set_cell_alignment(CellAlignment::Right);
         column.set_padding((if begins_group { GROUP_GAP } else { 0 }, 0));
     }
+}
+
+/// A text of which everything can be seen: what cannot be is written as in Rust, such as `\u{1b}`.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            // Which would be escaped too, and can be seen.
+            '\'' | '"' | '\\' => shown.push(c),
+            c => shown.extend(c.escape_debug()),
+        }
+    }
+    shown
+}
+
+/// The same of a text of several lines, which stay.
+pub(crate) fn printable_lines(text: &str) -> String {
+    let lines = text.split('\n').map(printable);
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The words of a command as one would type them.
+pub(crate) fn command_line(words: &[String]) -> String {
+    let words = words.iter().map(|word| quoted(word));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_=+./:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", printable(&word.replace('\'', r"'\''")))
 }
 
 /// Columns of the widest line.
@@ -72,6 +106,35 @@ pub(crate) fn wrap(text: &str, columns: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_is_escaped_and_all_else_stays() {
+        for (text, shown) in [
+            ("crash", "crash"),
+            ("kworker/1:2-events", "kworker/1:2-events"),
+            (r#"a\x2db 'c' "d""#, r#"a\x2db 'c' "d""#),
+            ("größer → 3 µs █▏", "größer → 3 µs █▏"),
+            ("\x1b[2J\n\r\t\x07", r"\u{1b}[2J\n\r\t\u{7}"),
+            ("\u{9b}31m \u{202e}x", r"\u{9b}31m \u{202e}x"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+        assert_eq!(printable_lines("a\n\x1b\nb\n"), "a\n\\u{1b}\nb\n");
+    }
+
+    #[test]
+    fn a_command_can_be_told_from_one_of_other_words() {
+        let line = |words: &[&str]| {
+            let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+            command_line(&words)
+        };
+        assert_eq!(line(&["make", "-j8", "CC=gcc"]), "make -j8 CC=gcc");
+        assert_eq!(
+            line(&["sh", "-c", "echo it's; true", ""]),
+            r"sh -c 'echo it'\''s; true' ''"
+        );
+        assert_eq!(line(&["printf", "\x1b[2J\n"]), r"printf '\u{1b}[2J\n'");
+    }
 
     #[test]
     fn lines_are_broken_between_words_and_never_before_a_unit() {

@@ -6,6 +6,7 @@
 use super::metric::{Metric, Point, Span};
 use super::verdict::{Finding, Verdict};
 use super::{Comparison, LockRow, Number, OpRow, blame, nodes, shown, tables};
+use crate::table::printable;
 
 const HEAD: [&str; 5] = [
     "lock, op, as",
@@ -141,7 +142,7 @@ fn line(row: &Row, widths: &[usize]) -> String {
     format!("| {} |", cells.collect::<Vec<_>>().join(" | "))
 }
 
-/// Names and commands may hold what Markdown would take for its own.
+/// Names and commands may hold what Markdown or a terminal would take for its own.
 fn escaped(text: &str) -> String {
-    text.replace('|', "\\|")
+    printable(text).replace('|', "\\|")
 }

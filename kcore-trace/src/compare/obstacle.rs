@@ -14,6 +14,7 @@ use super::role::Role;
 use super::side::{Sampling, Side};
 use crate::host::Host;
 use crate::model::{End, Header, HoldCoverage, Loss, WaitCoverage};
+use crate::table::command_line;
 use crate::units;
 
 /// The most that may be lost, as a part of what was measured.
@@ -222,7 +223,7 @@ pub(super) fn workload(header: &Header) -> String {
     if header.command.is_empty() {
         "no command".into()
     } else {
-        format!("`{}`", header.command.join(" "))
+        format!("`{}`", command_line(&header.command))
     }
 }
 

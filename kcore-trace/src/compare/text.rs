@@ -12,7 +12,7 @@ use super::shown::{self, Line};
 use super::tables::{self, HOLDS, WAITS};
 use super::verdict::Finding;
 use super::{Comparison, Number, OpRow, blame, inside, nodes};
-use crate::table::{self, wrap};
+use crate::table::{self, printable, wrap};
 use crate::units;
 
 /// Width of the names at the left of the first block.
@@ -46,7 +46,9 @@ fn lines(head: &[Line], columns: usize) -> String {
     let room = columns.saturating_sub(NAME_WIDTH + 2);
     let mut text = String::new();
     for (name, values) in head {
-        let lines = values.iter().flat_map(|value| wrap(value, room));
+        let lines = values
+            .iter()
+            .flat_map(|value| wrap(&printable(value), room));
         for (index, line) in lines.enumerate() {
             let name = if index == 0 { name } else { "" };
             writeln!(text, "{name:NAME_WIDTH$}  {line}").expect("a string takes every write");

@@ -42,6 +42,7 @@ use crate::model::{
     Reduced, WaitCoverage,
 };
 use crate::recording::{Cut, Excerpt, Recording};
+use crate::table::printable_lines;
 
 /// Version of the JSON form. A field that changes its meaning or goes away raises it.
 const SCHEMA: u32 = 1;
@@ -246,7 +247,7 @@ pub fn render(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let rendered = match (format, by) {
-        (Format::Text, by) => text::render(report, by, columns),
+        (Format::Text, by) => printable_lines(&text::render(report, by, columns)),
         (Format::Json, _) => json::render(report)?,
         (Format::Csv, By::Op) => csv::by_op(report)?,
         (Format::Csv, By::Lock) => csv::by_lock(report)?,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::Report;
 use crate::blame;
 use crate::model::{Header, HoldCoverage, Measured, Process, Reader, ReaderKey};
-use crate::table::{align, new_table};
+use crate::table::{align, new_table, printable};
 use crate::units;
 
 /// Rows that a person is shown beside other tables.
@@ -112,7 +112,7 @@ fn table(rows: &[ReaderRow]) -> String {
         let known = |ns: Option<u64>| ns.map_or("not known".into(), units::duration);
         let mut cells = vec![
             row.process.as_ref().map_or("(others)".into(), |process| {
-                format!("{} [{}]", process.comm, process.pid)
+                format!("{} [{}]", printable(&process.comm), process.pid)
             }),
             row.file.name().into(),
             units::count(row.reads),
@@ -123,7 +123,8 @@ fn table(rows: &[ReaderRow]) -> String {
             known(row.inflicted_ns),
         ];
         if with_cgroups {
-            cells.push(format!("  {}", cgroup(row).unwrap_or("not known")));
+            let cgroup = cgroup(row).map_or("not known".into(), printable);
+            cells.push(format!("  {cgroup}"));
         }
         table.add_row(cells);
     }

@@ -76,6 +76,7 @@ fn head(report: &Report) -> String {
     for (name, values) in lines {
         for (index, value) in values.iter().enumerate() {
             let name = if index == 0 { name } else { "" };
+            let value = table::printable(value);
             writeln!(text, "{name:NAME_WIDTH$}  {value}").expect("a string takes every write");
         }
     }
@@ -107,7 +108,7 @@ fn command(report: &Report) -> Vec<String> {
     if origin.command.is_empty() {
         return vec!["none: the whole system was watched".into()];
     }
-    let mut text = origin.command.join(" ");
+    let mut text = table::command_line(&origin.command);
     if let Some(End::Command { code }) = origin.end
         && code != 0
     {

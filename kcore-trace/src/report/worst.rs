@@ -7,7 +7,7 @@ use kcore_trace_ebpf::words::Lock;
 use serde::Serialize;
 
 use crate::model::{Header, Measured, Purpose, Task, WorstWait};
-use crate::table::{align, new_table};
+use crate::table::{align, new_table, printable};
 use crate::units;
 
 /// Rows that a person is shown.
@@ -143,7 +143,7 @@ fn frames(stack: &[String], none: &str) -> String {
 fn party(party: &Party) -> String {
     let Purpose { intent, op } = party.purpose;
     let task = party.task.as_ref().map_or(String::new(), |task| {
-        let comm = task.comm.as_deref().unwrap_or("gone");
+        let comm = task.comm.as_deref().map_or("gone".into(), printable);
         format!(", {comm} [{}]", task.tid)
     });
     format!("{op}, {intent}{task}")

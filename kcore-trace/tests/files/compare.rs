@@ -801,6 +801,33 @@ fn every_reason_not_to_compare_is_given_at_once() {
 }
 
 #[test]
+fn no_command_reaches_the_terminal_as_one_to_it() {
+    let run_by = |words: [&str; 2]| {
+        let mut kernel = spinlock();
+        kernel.header.command = words.map(String::from).to_vec();
+        kernel
+    };
+    let evil = ["printf", "\x1b[2J|\n"];
+    let [a, b] = [repeats(&run_by(evil), 0..2), repeats(&run_by(evil), 9..11)];
+    let comparison = compare(&a, &b);
+    let text = rendered(&comparison, Format::Text, Some(400));
+    assert!(text.contains(r"`printf '\u{1b}[2J|\n'`"), "{text}");
+    let markdown = rendered(&comparison, Format::Markdown, None);
+    assert!(
+        markdown.contains(r"- command: `printf '\u{1b}[2J\|\n'`"),
+        "{markdown}"
+    );
+    assert_eq!(json(&comparison)["baseline"]["command"][1], evil[1]);
+    // The words count, not how they look side by side.
+    let one_word = repeats(&run_by(["make", "a b"]), 0..2);
+    let mut kernel = run_by(["make", "a"]);
+    kernel.header.command.push("b".into());
+    let message = refusal(&one_word, &repeats(&kernel, 9..11)).to_string();
+    let reason = "workload: `make 'a b'` against `make a b`";
+    assert!(message.contains(reason), "{message}");
+}
+
+#[test]
 fn another_kernel_and_what_it_keeps_of_the_memory_are_no_reason() {
     let mut newer = spinlock();
     newer.header.kernel.release = "6.8.1".into();

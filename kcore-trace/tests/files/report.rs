@@ -460,6 +460,45 @@ fn what_happened_inside_and_who_read_stand_below_the_locks() {
 }
 
 #[test]
+fn no_name_reaches_the_terminal_as_a_command_to_it() {
+    let evil = "\x1b[2J\nx";
+    let mut header = sample::auditing_header();
+    header.command = vec!["sh".into(), "-c".into(), evil.into()];
+    header.kernel.version = evil.into();
+    header.hooks = evil.into();
+    let mut measured = sample::audited(0);
+    for wait in &mut measured.worst {
+        wait.waiter.comm = Some(evil.into());
+        wait.stack.push(evil.into());
+    }
+    let readers = std::mem::take(&mut measured.readers).into_iter();
+    for (mut key, reader) in readers {
+        if let Some(process) = &mut key.process {
+            (process.comm, process.cgroup) = (evil.into(), Some(evil.into()));
+        }
+        measured.readers.insert(key, reader);
+    }
+    let audit = std::mem::take(&mut measured.audit).into_iter();
+    for (mut key, audit) in audit {
+        key.site = key.site.map(|site| site + evil);
+        measured.audit.insert(key, audit);
+    }
+    let report = report(&header, &[sample::interval(0, measured)], 0);
+    for view in [By::Op, By::Lock, By::Node, By::Process, By::Site] {
+        let text = by(&report, view, Format::Text);
+        let seen = |c: char| c == '\n' || !c.is_control();
+        assert!(text.chars().all(seen), "{text}");
+        assert!(text.contains(r"command     sh -c '\u{1b}[2J\nx'"), "{text}");
+    }
+    let text = by(&report, By::Op, Format::Text);
+    assert!(text.contains(r"alloc, write, \u{1b}[2J\nx [77]"), "{text}");
+    let text = by(&report, By::Process, Format::Text);
+    assert!(text.contains(r"\u{1b}[2J\nx [4711]"), "{text}");
+    // Programs get what it was.
+    assert_eq!(json(&report)["worst"][0]["waiter"]["task"]["comm"], evil);
+}
+
+#[test]
 fn an_audit_says_of_each_lock_whether_it_could_sleep() {
     let intervals: Vec<_> = (0..3)
         .map(|n| sample::interval(n, sample::audited(n)))
