@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode};
 use serde::Serialize;
 
-use crate::model::{Blame, CellKey, Header, Level, Measured};
+use crate::model::{Blame, CellKey, Header, Level, Measured, saturating_sum};
 use crate::plan::Hooks;
 use crate::{units, words};
 
@@ -74,8 +74,8 @@ fn saved(lock: Lock, measured: &Measured) -> Saved {
     let cells = measured.cells.iter().filter(|(key, _)| shared(key));
     let inside = measured.inside.iter().filter(|(key, _)| shared(key));
     Saved {
-        acquisitions: cells.map(|(_, cell)| cell.acquisitions).sum(),
-        joined: inside.map(|(_, inside)| inside.joined).sum(),
+        acquisitions: saturating_sum(cells.map(|(_, cell)| cell.acquisitions)),
+        joined: saturating_sum(inside.map(|(_, inside)| inside.joined)),
     }
 }
 
@@ -118,8 +118,8 @@ fn fold(
             (Intent::Write, Some(Intent::Write)) => &mut of_lock.write_by_write,
             (Intent::Read | Intent::Write, None) => &mut of_lock.unknown,
         };
-        part.waits += waits;
-        part.wait_sum_ns += wait_sum_ns;
+        part.waits = part.waits.saturating_add(waits);
+        part.wait_sum_ns = part.wait_sum_ns.saturating_add(wait_sum_ns);
     }
     let mut shares: Vec<_> = shares.into_values().collect();
     shares.sort_by_key(|shares| (Reverse(shares.wait_sum_ns()), shares.lock));
@@ -143,7 +143,7 @@ impl BlameShares {
     }
 
     pub(crate) fn wait_sum_ns(&self) -> u64 {
-        self.parts().iter().map(|(_, part)| part.wait_sum_ns).sum()
+        saturating_sum(self.parts().map(|(_, part)| part.wait_sum_ns))
     }
 
     /// Who waited for whom, in a sentence.

@@ -22,6 +22,8 @@ const LOWEST_NS: u64 = 1;
 const HIGHEST_NS: u64 = 1 << bucket::MAX_BITS;
 /// Gives 128 buckets to a power of two, four to each bucket of the kernel.
 const SIGNIFICANT_DIGITS: u8 = 2;
+/// The most samples of a histogram, so that no sum over its buckets overflows.
+const MOST_SAMPLES: u64 = i64::MAX as u64;
 
 /// The numbers of a distribution that no bucket rounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,7 +66,7 @@ impl Distribution {
         for (index, &count) in buckets.iter().enumerate().take(bucket::COUNT) {
             if count != 0 {
                 let histogram = histogram.get_or_insert_with(empty_histogram);
-                histogram.saturating_record_n(middle_ns(index as u32), count);
+                record(histogram, middle_ns(index as u32), count);
             }
         }
         Self { exact, histogram }
@@ -85,8 +87,7 @@ impl Distribution {
                 // Most of its buckets are empty.
                 Some(histogram) => {
                     for step in added.iter_recorded() {
-                        histogram
-                            .saturating_record_n(step.value_iterated_to(), step.count_at_value());
+                        record(histogram, step.value_iterated_to(), step.count_at_value());
                     }
                 }
                 none => *none = Some(added.clone()),
@@ -245,6 +246,14 @@ fn empty_histogram() -> Histogram<u64> {
         .expect("the bounds are constants that a test constructs")
 }
 
+/// Adds samples, as many as there is room for.
+fn record(histogram: &mut Histogram<u64>, value_ns: u64, count: u64) {
+    let count = count.min(MOST_SAMPLES.saturating_sub(histogram.len()));
+    if count != 0 {
+        histogram.saturating_record_n(value_ns, count);
+    }
+}
+
 fn middle_ns(index: u32) -> u64 {
     bucket::lower(index).midpoint(bucket::upper(index))
 }
@@ -334,6 +343,9 @@ fn decode(mut encoded: &[u8]) -> Result<Option<Histogram<u64>>, String> {
     let histogram: Histogram<u64> = HdrDeserializer::new()
         .deserialize(&mut encoded)
         .map_err(|error| error.to_string())?;
+    if histogram.len() > MOST_SAMPLES {
+        return Err("a histogram has more samples than there can be".into());
+    }
     Ok((!histogram.is_empty()).then_some(histogram))
 }
 
@@ -505,6 +517,24 @@ mod tests {
         let mut encoded = encode(distribution(&[5]).histogram.as_ref()).unwrap();
         encoded[31] ^= 1;
         assert!(decode(&encoded).unwrap_err().contains("other bounds"));
+    }
+
+    #[test]
+    fn a_histogram_of_more_samples_than_can_be_added_is_refused_and_none_becomes_one() {
+        let mut histogram = empty_histogram();
+        for ns in [1, 2, 3] {
+            histogram.saturating_record_n(ns, MOST_SAMPLES);
+        }
+        let encoded = encode(Some(&histogram)).unwrap();
+        assert!(decode(&encoded).unwrap_err().contains("more samples"));
+
+        let buckets = vec![u64::MAX; bucket::COUNT];
+        let mut most = Distribution::from_buckets(exact(&[1]), &buckets);
+        most.add(&most.clone());
+        assert_eq!(most.percentile_ns(50.0), Some(1));
+        assert_eq!(most.octaves().len(), 1);
+        let encoded = encode(most.histogram.as_ref()).unwrap();
+        assert_eq!(decode(&encoded).unwrap(), most.histogram);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What was measured, as plain data: everything to the right of the snapshot.
 //!
 //! Owns the types that the recorder fills and that recording and report read. A [`Measured`] is a
-//! sum over some time, of one interval or of all; adding two of them is [`Measured::add`].
+//! sum over some time, of one interval or of all; adding two of them is [`Measured::add`]. A sum stays
+//! at the largest number there is: a file may hold any.
 //!
 //! Invariant: no kernel pointer is in here, only words, numbers and symbol names; and nothing here
 //! needs root, a kernel or a file.
@@ -9,12 +10,14 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Mode, Op, Source};
+use kcore_trace_ebpf::layout::{STACK_FRAMES, blame};
+use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Mode, Op, Source, cell};
 use serde::{Deserialize, Serialize};
 
 use crate::distribution::Distribution;
 use crate::host::Host;
 use crate::units;
+use crate::words::Key;
 
 /// What an acquisition is counted under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,6 +30,10 @@ pub struct CellKey {
     pub intent: Intent,
     #[serde(with = "crate::words")]
     pub op: Op,
+}
+
+impl Key for CellKey {
+    const MOST: usize = cell::COUNT;
 }
 
 /// The acquisitions of one cell.
@@ -82,6 +89,10 @@ pub struct BlameKey {
     /// Who held the lock when the wait began, the first where several share it; if it was just
     /// changing hands then, who got it next. Nothing if that is not known.
     pub holder: Option<Purpose>,
+}
+
+impl Key for BlameKey {
+    const MOST: usize = Lock::COUNT * blame::PURPOSES * blame::HOLDERS;
 }
 
 /// The waits of one waiter for one holder.
@@ -145,6 +156,11 @@ pub struct ReaderKey {
     pub process: Option<Process>,
 }
 
+impl Key for ReaderKey {
+    /// And those that could not be told apart, of each file.
+    const MOST: usize = READERS + Source::COUNT;
+}
+
 /// A process, as it was when it was first seen to read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Process {
@@ -190,10 +206,18 @@ pub struct WorstWait {
     pub holder_task: Option<Task>,
     /// Where the waiter was, the innermost function first; empty if stacks were not kept, or if there
     /// was none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::words::at_most::<STACK_FRAMES, _, _>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub stack: Vec<String>,
     /// Where the holder was when it released the lock; empty if that is not known.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "crate::words::at_most::<STACK_FRAMES, _, _>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub holder_stack: Vec<String>,
 }
 
@@ -226,20 +250,28 @@ pub struct AuditKey {
     pub contexts: Vec<Context>,
 }
 
+impl Key for AuditKey {
+    /// More than any kernel has sites that take locks of vmalloc, each in several contexts.
+    const MOST: usize = 1 << 16;
+}
+
 /// What happened at one site in one context.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Audit {
     pub count: u64,
     /// An example, the innermost function first; empty if none was kept.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "crate::words::at_most::<STACK_FRAMES, _, _>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub stack: Vec<String>,
 }
 
 impl Audit {
     fn add(&mut self, later: &Self) {
         let Self { count, stack } = later;
-        self.count += count;
+        self.count = self.count.saturating_add(*count);
         if self.stack.is_empty() {
             self.stack.clone_from(stack);
         }
@@ -254,8 +286,16 @@ impl Audit {
     }
 }
 
+/// The sum of numbers that may be any.
+pub(crate) fn saturating_sum(numbers: impl IntoIterator<Item = u64>) -> u64 {
+    numbers.into_iter().fold(0, u64::saturating_add)
+}
+
 /// How many of the longest waits are kept.
 pub const WORST: usize = kcore_trace_ebpf::layout::WORST;
+
+/// More nodes than any kernel has: 128, so far.
+const MOST_NODES: usize = 4096;
 
 /// The nodes of one lock that every node has, each at its number: all columns are as long as there
 /// are nodes.
@@ -263,10 +303,13 @@ pub const WORST: usize = kcore_trace_ebpf::layout::WORST;
 #[serde(default)]
 pub struct Nodes {
     /// Times the lock was taken; zeros where only slow paths are hooked.
+    #[serde(deserialize_with = "crate::words::at_most::<MOST_NODES, _, _>")]
     pub acquisitions: Vec<u64>,
     /// Acquisitions that entered the slow path and got the lock.
+    #[serde(deserialize_with = "crate::words::at_most::<MOST_NODES, _, _>")]
     pub contended: Vec<u64>,
     /// Nanoseconds waited for the lock, in all.
+    #[serde(deserialize_with = "crate::words::at_most::<MOST_NODES, _, _>")]
     pub wait_sum_ns: Vec<u64>,
 }
 
@@ -339,7 +382,10 @@ pub struct Measured {
     )]
     pub readers: BTreeMap<ReaderKey, Reader>,
     /// The longest waits, at most [`WORST`], the longest first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "crate::words::at_most::<WORST, _, _>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub worst: Vec<WorstWait>,
     /// Acquisitions by site and context; empty where nobody looked.
     #[serde(
@@ -501,12 +547,16 @@ impl Cell {
             wait,
             hold,
         } = later;
-        self.acquisitions += acquisitions;
-        self.contended += contended;
-        self.aborted += aborted;
-        self.aborted_wait_ns += aborted_wait_ns;
-        self.try_failed += try_failed;
-        self.releases += releases;
+        for (sum, later) in [
+            (&mut self.acquisitions, acquisitions),
+            (&mut self.contended, contended),
+            (&mut self.aborted, aborted),
+            (&mut self.aborted_wait_ns, aborted_wait_ns),
+            (&mut self.try_failed, try_failed),
+            (&mut self.releases, releases),
+        ] {
+            *sum = sum.saturating_add(*later);
+        }
         self.wait.add(wait);
         self.hold.add(hold);
     }
@@ -538,7 +588,7 @@ impl Cell {
 impl OpCell {
     fn add(&mut self, later: &Self) {
         let Self { count, latency } = later;
-        self.count += count;
+        self.count = self.count.saturating_add(*count);
         self.latency.add(latency);
     }
 
@@ -557,7 +607,7 @@ macro_rules! sums {
         impl $name {
             pub(crate) fn add(&mut self, later: &Self) {
                 let Self { $($field),+ } = later;
-                $(self.$field += $field;)+
+                $(self.$field = self.$field.saturating_add(*$field);)+
             }
 
             pub(crate) fn since(&self, earlier: &Self) -> Option<Self> {
@@ -645,15 +695,19 @@ impl Loss {
             in_flight_waits,
             in_flight_holds,
         } = *later;
-        self.recursion_misses += recursion_misses;
-        self.map_full += map_full;
-        self.unnamed_reads += unnamed_reads;
-        self.unlisted_waits += unlisted_waits;
-        self.unaudited += unaudited;
-        self.unmatched_releases += unmatched_releases;
-        self.unmatched_acquisitions += unmatched_acquisitions;
-        self.unknown_sites += unknown_sites;
-        self.unfinished_ops += unfinished_ops;
+        for (sum, later) in [
+            (&mut self.recursion_misses, recursion_misses),
+            (&mut self.map_full, map_full),
+            (&mut self.unnamed_reads, unnamed_reads),
+            (&mut self.unlisted_waits, unlisted_waits),
+            (&mut self.unaudited, unaudited),
+            (&mut self.unmatched_releases, unmatched_releases),
+            (&mut self.unmatched_acquisitions, unmatched_acquisitions),
+            (&mut self.unknown_sites, unknown_sites),
+            (&mut self.unfinished_ops, unfinished_ops),
+        ] {
+            *sum = sum.saturating_add(later);
+        }
         self.in_flight_waits = in_flight_waits;
         self.in_flight_holds = in_flight_holds;
     }
@@ -857,10 +911,10 @@ impl Reduced {
 
     /// Adds an interval after the last step.
     pub fn add(&mut self, interval: &Interval) {
-        let ns = interval.end_ns - interval.start_ns;
-        self.duration_ns += ns;
+        let ns = interval.end_ns.saturating_sub(interval.start_ns);
+        self.duration_ns = self.duration_ns.saturating_add(ns);
         if self.steps.last().is_some_and(|step| step.level.is_none()) {
-            self.off_ns += ns;
+            self.off_ns = self.off_ns.saturating_add(ns);
         }
         self.total.add(&interval.measured);
     }

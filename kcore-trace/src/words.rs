@@ -1,12 +1,16 @@
 //! The words of the contract in files: a word is written as its name.
 //!
 //! Owns the serde form of [`Lock`], [`Kind`], [`Mode`], [`Intent`] and [`Op`], so that the
-//! contract needs no dependency. Invariant: an unknown name is an error that names it.
+//! contract needs no dependency, and that of the maps and lists that are long. Invariant: an unknown
+//! name is an error that names it; and what is read takes no more memory than what may be there,
+//! however often a file repeats it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
 use kcore_trace_ebpf::words::{Context, Destination, Intent, Kind, Lock, Mode, Op, Source};
-use serde::de::Error;
+use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{Copies, Nodes, OpCell};
@@ -52,6 +56,11 @@ fn parse<W: Word, E: Error>(name: &str) -> Result<W, E> {
     W::parse(name).ok_or_else(|| E::custom(format!("unknown word `{name}`")))
 }
 
+/// A word inside something else.
+#[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(bound = "W: Word", transparent)]
+struct Named<W: Word>(#[serde(deserialize_with = "deserialize")] W);
+
 /// A map from a word, as a map from its name.
 fn serialize_map<W: Word, V: Serialize, S: Serializer>(
     map: &BTreeMap<W, V>,
@@ -63,10 +72,11 @@ fn serialize_map<W: Word, V: Serialize, S: Serializer>(
 fn deserialize_map<'de, W: Word, V: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<W, V>, D::Error> {
-    BTreeMap::<String, V>::deserialize(deserializer)?
+    let map = BTreeMap::<Named<W>, V>::deserialize(deserializer)?;
+    Ok(map
         .into_iter()
-        .map(|(name, value)| Ok((parse(&name)?, value)))
-        .collect()
+        .map(|(word, value)| (word.0, value))
+        .collect())
 }
 
 /// Modules for the maps of the model that go from a word to a value.
@@ -110,10 +120,8 @@ pub mod kind_map {
     pub fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<BTreeMap<Lock, Kind>, D::Error> {
-        deserialize_map::<Lock, String, D>(deserializer)?
-            .into_iter()
-            .map(|(lock, kind)| Ok((lock, parse(&kind)?)))
-            .collect()
+        let map = deserialize_map::<Lock, Named<Kind>, D>(deserializer)?;
+        Ok(map.into_iter().map(|(lock, kind)| (lock, kind.0)).collect())
     }
 }
 
@@ -126,8 +134,8 @@ pub mod maybe {
     pub fn deserialize<'de, W: Word, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<W>, D::Error> {
-        let name = Option::<String>::deserialize(deserializer)?;
-        name.map(|name| parse(&name)).transpose()
+        let word = Option::<Named<W>>::deserialize(deserializer)?;
+        Ok(word.map(|word| word.0))
     }
 }
 
@@ -144,12 +152,18 @@ pub mod list {
     pub fn deserialize<'de, W: Word, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<W>, D::Error> {
-        let names = Vec::<String>::deserialize(deserializer)?;
-        names.iter().map(|name| parse(name)).collect()
+        let words = Vec::<Named<W>>::deserialize(deserializer)?;
+        Ok(words.into_iter().map(|word| word.0).collect())
     }
 }
 
-/// Cells as a list of pairs: their key is no string.
+/// What cells are kept under.
+pub trait Key: Ord {
+    /// How many there may be.
+    const MOST: usize;
+}
+
+/// Cells as a list of pairs: their key is no string. Of a key that comes twice the last is kept.
 pub mod pairs {
     use super::*;
 
@@ -162,12 +176,111 @@ pub mod pairs {
 
     pub fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
     where
-        K: Deserialize<'de> + Ord,
+        K: Key + Deserialize<'de>,
         V: Deserialize<'de>,
         D: Deserializer<'de>,
     {
-        Ok(Vec::<(K, V)>::deserialize(deserializer)?
-            .into_iter()
-            .collect())
+        deserializer.deserialize_seq(Pairs(PhantomData))
+    }
+
+    struct Pairs<K, V>(PhantomData<(K, V)>);
+
+    impl<'de, K, V> Visitor<'de> for Pairs<K, V>
+    where
+        K: Key + Deserialize<'de>,
+        V: Deserialize<'de>,
+    {
+        type Value = BTreeMap<K, V>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of pairs")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((key, value)) = list.next_element()? {
+                map.insert(key, value);
+                if map.len() > K::MOST {
+                    return Err(A::Error::custom(format!("more than {} rows", K::MOST)));
+                }
+            }
+            Ok(map)
+        }
+    }
+}
+
+/// A list of at most so many.
+pub fn at_most<'de, const MOST: usize, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    deserializer.deserialize_seq(AtMost::<MOST, T>(PhantomData))
+}
+
+struct AtMost<const MOST: usize, T>(PhantomData<T>);
+
+impl<'de, const MOST: usize, T: Deserialize<'de>> Visitor<'de> for AtMost<MOST, T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {MOST}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element()? {
+            if items.len() == MOST {
+                return Err(A::Error::custom(format!("more than {MOST} in a list")));
+            }
+            items.push(item);
+        }
+        Ok(items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        static ALIVE: Cell<usize> = const { Cell::new(0) };
+        static MOST_ALIVE: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A value that knows how many there are.
+    struct Counted;
+
+    impl<'de> Deserialize<'de> for Counted {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            u8::deserialize(deserializer)?;
+            ALIVE.set(ALIVE.get() + 1);
+            MOST_ALIVE.set(MOST_ALIVE.get().max(ALIVE.get()));
+            Ok(Self)
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            ALIVE.set(ALIVE.get() - 1);
+        }
+    }
+
+    impl Key for u8 {
+        const MOST: usize = 3;
+    }
+
+    #[test]
+    fn a_key_that_is_repeated_costs_no_memory() {
+        let json = format!("[{}[1, 7]]", "[1, 5], ".repeat(1000));
+        let rows: BTreeMap<u8, Counted> =
+            pairs::deserialize(&mut serde_json::Deserializer::from_str(&json)).unwrap();
+        assert_eq!((rows.len(), ALIVE.get(), MOST_ALIVE.get()), (1, 1, 2));
+        let json = format!("{{{}\"vread\": 7}}", "\"vread\": 5, ".repeat(1000));
+        let rows: BTreeMap<Op, u8> =
+            deserialize_map(&mut serde_json::Deserializer::from_str(&json)).unwrap();
+        assert_eq!(rows, BTreeMap::from([(Op::Vread, 7)]));
     }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::role::Role;
 use super::side::{Sampling, Side};
 use crate::host::Host;
-use crate::model::{End, Header, HoldCoverage, Loss, WaitCoverage};
+use crate::model::{End, Header, HoldCoverage, Loss, WaitCoverage, saturating_sum};
 use crate::table::command_line;
 use crate::units;
 
@@ -58,15 +58,20 @@ impl Lost {
     /// Waits and holds in flight are not either: there is one for each task at most.
     pub(super) fn of(side: &Side) -> Self {
         let counts = side.total.loss;
-        let lost = counts.map_full
-            + counts.unmatched_releases
-            + counts.unmatched_acquisitions
-            + counts.unknown_sites;
-        let ops = side.total.ops.values().map(|op| op.count).sum::<u64>();
+        let lost = saturating_sum([
+            counts.map_full,
+            counts.unmatched_releases,
+            counts.unmatched_acquisitions,
+            counts.unknown_sites,
+        ]);
+        let ops = saturating_sum(side.total.ops.values().map(|op| op.count));
         Self {
             counts,
             share: part(lost, side.seen().max(lost)),
-            ops_share: part(counts.unfinished_ops, ops + counts.unfinished_ops),
+            ops_share: part(
+                counts.unfinished_ops,
+                ops.saturating_add(counts.unfinished_ops),
+            ),
         }
     }
 }
@@ -151,7 +156,7 @@ fn reduced(name: &str, side: &Side) -> Option<Obstacle> {
         reason: format!(
             "the guard reduced the level of the {name} for {} of {}",
             units::elapsed(side.reduced_ns),
-            units::elapsed(side.reduced_ns + side.duration_ns)
+            units::elapsed(side.reduced_ns.saturating_add(side.duration_ns))
         ),
     })
 }

@@ -16,7 +16,7 @@ use super::role::Role;
 use super::side::Side;
 use super::stats::{self, Estimate};
 use super::verdict::{self, Finding, Verdict};
-use crate::model::{Cell, CellKey, Header, HoldCoverage, Measured, WaitCoverage};
+use crate::model::{Cell, CellKey, Header, HoldCoverage, Measured, WaitCoverage, saturating_sum};
 use crate::units;
 
 /// The shortest time that is measured: what a logarithm takes for zero.
@@ -341,7 +341,7 @@ fn sees_holds(header: &Header, lock: Lock) -> bool {
 /// An op, and the acquisitions of all locks in it.
 fn op_tally(header: &Header, measured: &Measured, op: Op) -> Tally {
     let cells = measured.cells.iter().filter(|(key, _)| key.op == op);
-    let acquisitions = cells.map(|(_, cell)| cell.acquisitions).sum();
+    let acquisitions = saturating_sum(cells.map(|(_, cell)| cell.acquisitions));
     let cell = measured.ops.get(&op).cloned().unwrap_or_default();
     Tally {
         operations: cell.count,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use crate::model::{End, Header, Loss, Measured};
+use crate::model::{End, Header, Loss, Measured, saturating_sum};
 use crate::recording::Recording;
 
 /// The most samples that one recording is divided into. More of them would be shorter, so that they
@@ -81,8 +81,8 @@ impl Side {
             sampling,
             samples,
             total,
-            duration_ns: recordings.iter().map(Recording::measured_ns).sum(),
-            reduced_ns: recordings.iter().map(|one| one.reduced.duration_ns).sum(),
+            duration_ns: saturating_sum(recordings.iter().map(Recording::measured_ns)),
+            reduced_ns: saturating_sum(recordings.iter().map(|one| one.reduced.duration_ns)),
             ends: recordings.iter().map(|one| one.end.clone()).collect(),
             headers: recordings.into_iter().map(|one| one.header).collect(),
         })
@@ -100,15 +100,13 @@ impl Side {
     /// Acquisitions, or those that are seen.
     pub(super) fn seen(&self) -> u64 {
         let cells = self.total.cells.values();
-        cells
-            .map(|cell| cell.acquisitions.max(cell.contended))
-            .sum()
+        saturating_sum(cells.map(|cell| cell.acquisitions.max(cell.contended)))
     }
 }
 
 fn sum(recordings: &[Recording], number: fn(&Loss) -> u64) -> u64 {
     let losses = recordings.iter().map(|recording| &recording.total.loss);
-    losses.map(number).sum()
+    saturating_sum(losses.map(number))
 }
 
 /// The recordings that a path stands for, in the order of their names.

@@ -8,9 +8,9 @@
 use serde::Deserialize;
 
 use super::frame::{Kind, Step as Found};
-use super::reader::unpack;
+use super::reader::{unpack, unpack_interval};
 use super::{Recording, RecordingError};
-use crate::model::{Interval, Measured, Reduced, Step};
+use crate::model::{Measured, Reduced, Step};
 
 /// What was measured in some time of a recording.
 #[derive(Clone, Debug, Default)]
@@ -74,13 +74,13 @@ impl Recording {
             if start_ns < from_ns {
                 continue;
             }
-            let interval: Interval = unpack(&self.path, &frame)?;
+            let interval = unpack_interval(&self.path, &frame)?;
             if intervals == 0 {
                 excerpt.start_ns = start_ns;
                 excerpt.reduced.steps.extend(level.take());
             }
             intervals += 1;
-            excerpt.end_ns = interval.end_ns;
+            excerpt.end_ns = excerpt.end_ns.max(interval.end_ns);
             if reduced {
                 excerpt.reduced.add(&interval);
             } else {

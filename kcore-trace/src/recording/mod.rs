@@ -19,7 +19,7 @@
 //!
 //! | kind | payload | where |
 //! | --- | --- | --- |
-//! | 1 header | [`Header`] | exactly one, the first frame |
+//! | 1 header | [`Header`], at most 8 MiB | exactly one, the first frame |
 //! | 2 interval | [`Interval`] | one for each interval, in order of time |
 //! | 3 checkpoint | `intervals`, `end_ns`, `total`, `reduced`: the sums of all intervals before it | after every 64 intervals |
 //! | 4 trailer | [`Trailer`]: the sum of all intervals, why it ended | at most one |

@@ -14,6 +14,9 @@ use super::frame::{self, Frame, Kind, Step, Walk};
 use super::{Checkpoint, MAGIC, PREAMBLE, RecordingError, VERSION};
 use crate::model::{End, Header, Interval, Measured, Reduced, Trailer};
 
+/// A command has 6 MiB of words at most, and all else is short; in memory an empty word takes much more.
+const LONGEST_HEADER: usize = 8 << 20;
+
 /// A recording that was opened: what it says in all, and the way to its intervals.
 #[derive(Debug)]
 pub struct Recording {
@@ -121,7 +124,7 @@ impl Intervals<'_> {
                 .map_err(|error| RecordingError::io(path, offset, error))?
             {
                 Step::Whole(frame) if frame.is(Kind::Interval) => {
-                    return unpack(path, &frame).map(Some);
+                    return unpack_interval(path, &frame).map(Some);
                 }
                 Step::Whole(_) => {}
                 Step::End => return Ok(None),
@@ -238,7 +241,11 @@ impl Source {
     fn header(&self) -> Result<(Header, u64), RecordingError> {
         let mut walk = self.walk(PREAMBLE);
         let header = match self.step(&mut walk)? {
-            Step::Whole(frame) if frame.is(Kind::Header) => unpack(&self.path, &frame)?,
+            Step::Whole(frame)
+                if frame.is(Kind::Header) && frame.payload.len() <= LONGEST_HEADER =>
+            {
+                unpack(&self.path, &frame)?
+            }
             Step::End | Step::Torn => return Err(self.no_header()),
             Step::Whole(_) | Step::Damaged => {
                 return Err(RecordingError::corrupt(
@@ -324,11 +331,11 @@ impl Source {
             if frame.is(Kind::Checkpoint) {
                 sum = unpack(&self.path, &frame)?;
             } else if frame.is(Kind::Interval) {
-                let interval: Interval = unpack(&self.path, &frame)?;
+                let interval = unpack_interval(&self.path, &frame)?;
                 sum.end_ns = interval.end_ns;
                 sum.total.add(&interval.measured);
             } else if frame.is(Kind::ReducedInterval) {
-                let interval: Interval = unpack(&self.path, &frame)?;
+                let interval = unpack_interval(&self.path, &frame)?;
                 sum.end_ns = interval.end_ns;
                 sum.reduced.add(&interval);
             } else if frame.is(Kind::Step) {
@@ -391,6 +398,16 @@ pub(super) fn unpack<T: DeserializeOwned>(
 ) -> Result<T, RecordingError> {
     rmp_serde::from_slice(frame.payload)
         .map_err(|error| RecordingError::corrupt(path, frame.offset, &error.to_string()))
+}
+
+/// The interval in a frame, of whatever level.
+pub(super) fn unpack_interval(path: &Path, frame: &Frame<'_>) -> Result<Interval, RecordingError> {
+    let interval: Interval = unpack(path, frame)?;
+    if interval.end_ns < interval.start_ns {
+        let what = "an interval ends before it begins";
+        return Err(RecordingError::corrupt(path, frame.offset, what));
+    }
+    Ok(interval)
 }
 
 #[cfg(test)]

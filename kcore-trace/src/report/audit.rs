@@ -12,7 +12,7 @@ use kcore_trace_ebpf::words::{Context, Kind, Lock};
 use serde::Serialize;
 
 use super::Report;
-use crate::model::{Audit, AuditKey, Header, Measured};
+use crate::model::{Audit, AuditKey, Header, Measured, saturating_sum};
 use crate::table::{align, fitted, new_table};
 use crate::units;
 
@@ -106,7 +106,7 @@ pub(super) fn view(header: &Header, measured: &Measured) -> Option<AuditView> {
     }
     let verdict = |(lock, rows): (Lock, Vec<&AuditRow>)| {
         let sum = |rows: &mut dyn Iterator<Item = &&AuditRow>| {
-            rows.map(|row| row.audit.count).sum::<u64>()
+            saturating_sum(rows.map(|row| row.audit.count))
         };
         let atomic = sum(&mut rows.iter().filter(|row| row.atomic));
         Verdict {
@@ -207,7 +207,8 @@ fn sentence(view: &AuditView, verdict: &Verdict) -> String {
     let rows = view.acquisitions.iter();
     for row in rows.filter(|row| row.atomic && row.key.lock == Some(lock)) {
         let key = (function(&row.key), contexts(&row.key.contexts));
-        *reasons.entry(key).or_default() += row.audit.count;
+        let count = reasons.entry(key).or_default();
+        *count = count.saturating_add(row.audit.count);
     }
     let mut reasons: Vec<_> = reasons.into_iter().collect();
     reasons.sort_by_key(|(_, count)| Reverse(*count));
@@ -336,11 +337,11 @@ fn put_off(rows: &[AuditRow]) -> Option<String> {
             .iter()
             .filter(|row| row.key.site.as_deref() == Some(function));
         let rows = rows.filter(|row| row.is_interrupt() || !interrupts);
-        rows.map(|row| row.audit.count).sum()
+        saturating_sum(rows.map(|row| row.audit.count))
     };
     let in_interrupts = calls("vfree", true);
     let atomic = calls("vfree_atomic", false);
-    (in_interrupts + atomic > 0).then(|| {
+    (in_interrupts > 0 || atomic > 0).then(|| {
         format!(
             "Put off to a work item: {} of vfree in an interrupt and {} of vfree_atomic, which newer \
              kernels' vfree calls there itself.",

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use kcore_trace_ebpf::words::{Destination, Kind};
 use serde::Serialize;
 
-use crate::model::{CellKey, Copies, Header, Inside, Measured};
+use crate::model::{CellKey, Copies, Header, Inside, Measured, saturating_sum};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -71,7 +71,7 @@ pub(super) fn view(header: &Header, measured: &Measured) -> Option<InsideView> {
                 sleep_ns,
                 ..
             } = row.inside;
-            Reverse(fault_ns + off_cpu_ns + sleep_ns)
+            Reverse(saturating_sum([fault_ns, off_cpu_ns, sleep_ns]))
         });
         copies.sort_by_key(|row| Reverse(row.copies.reads));
         InsideView {

@@ -410,7 +410,7 @@ impl Losses {
     fn new(loss: Loss) -> Self {
         Self {
             loss,
-            in_flight_at_end: loss.in_flight_waits + loss.in_flight_holds,
+            in_flight_at_end: loss.in_flight_waits.saturating_add(loss.in_flight_holds),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::Report;
 use crate::imbalance::Spread;
-use crate::model::Measured;
+use crate::model::{Measured, saturating_sum};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -69,7 +69,7 @@ pub(super) fn text(report: &Report) -> String {
     let head = ["lock, node"].iter().chain(acquired).chain(&waits);
     let mut table = new_table(head.map(ToString::to_string).collect());
     for rows in report.nodes.chunk_by(|a, b| a.lock == b.lock) {
-        let sum = |number: fn(&NodeRow) -> u64| rows.iter().map(number).sum::<u64>();
+        let sum = |number: fn(&NodeRow) -> u64| saturating_sum(rows.iter().map(number));
         let acquisitions = sum(|row| row.acquisitions.unwrap_or(0));
         let wait_ns = sum(|row| row.wait_sum_ns);
         table.add_row([rows[0].lock.name()]);

@@ -10,7 +10,7 @@ use super::tables::{self, Sides};
 use super::{By, Dist, LockTotal, Report, bars};
 use super::{audit, blame, inside, nodes, readers, reduced, worst};
 use crate::distribution::Bucket;
-use crate::model::{End, HoldCoverage, Loss, WaitCoverage};
+use crate::model::{End, HoldCoverage, Loss, WaitCoverage, saturating_sum};
 use crate::snapshot::FULL_EVERY;
 use crate::{table, units};
 
@@ -302,7 +302,7 @@ const NOBODY_WAITED: &str = "Nobody waited: no acquisition of a vmap lock was co
 
 /// What a reader of the lock table must know, only where it applies.
 fn notes(report: &Report, by: By) -> Option<String> {
-    let sum = |number: fn(&LockTotal) -> u64| report.lock_totals.iter().map(number).sum::<u64>();
+    let sum = |number: fn(&LockTotal) -> u64| saturating_sum(report.lock_totals.iter().map(number));
     let mut notes = nodes::lines(report);
     if by == By::Op && report.locks.iter().any(tables::reads_exclusively) {
         notes.push("read: takes the lock exclusively, and only looks up".into());

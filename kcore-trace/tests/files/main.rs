@@ -1,6 +1,7 @@
 //! What recordings and reports promise, checked on files and without a kernel to measure.
 
 mod compare;
+mod crafted;
 mod full_disk;
 mod plan;
 mod recording;

@@ -595,7 +595,7 @@ fn a_record_that_is_whole_and_makes_no_sense_is_corrupt_at_its_place() {
 }
 
 /// A frame as the specification has it.
-fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_le_bytes();
     let crc = crc32fast::hash(&[&[kind], &length[..], payload].concat());
     [&[kind], &length[..], &crc.to_le_bytes(), payload].concat()
