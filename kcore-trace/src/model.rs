@@ -781,7 +781,8 @@ pub enum Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitCoverage {
-    /// Every acquisition is seen; the wait of each that entered the slow path is measured.
+    /// Every acquisition is seen; the wait of each that entered the slow path is measured, but of
+    /// some locks where the header says so.
     All,
     /// Only acquisitions that entered the slow path are seen, all of them measured.
     SlowPath,
@@ -841,6 +842,13 @@ pub struct Header {
     /// The type of each lock that this kernel has.
     #[serde(with = "crate::words::kind_map")]
     pub kinds: BTreeMap<Lock, Kind>,
+    /// Locks of which acquisitions are seen, and not whether they waited.
+    #[serde(
+        default,
+        with = "crate::words::list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub without_waits: Vec<Lock>,
     /// Locks whose holds are not seen.
     #[serde(default, with = "crate::words::list")]
     pub without_holds: Vec<Lock>,

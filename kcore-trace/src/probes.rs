@@ -252,7 +252,8 @@ pub enum Part {
 pub struct LockFunction {
     pub kind: Kind,
     pub part: Part,
-    pub symbol: &'static str,
+    /// Names that it has; the first that exists is hooked.
+    pub symbols: &'static [&'static str],
     pub stem: &'static str,
     /// Whether measuring makes no sense without it.
     pub essential: bool,
@@ -261,6 +262,22 @@ pub struct LockFunction {
 }
 
 impl LockFunction {
+    /// The functions by which locks of a kind are taken for certain.
+    pub fn acquires(kind: Kind) -> impl Iterator<Item = &'static Self> {
+        Self::of(kind, Part::Acquire)
+    }
+
+    /// The slow paths without which waits of a kind are not seen.
+    pub fn slow_paths(kind: Kind) -> impl Iterator<Item = &'static Self> {
+        Self::of(kind, Part::SlowPath).filter(|function| function.essential)
+    }
+
+    fn of(kind: Kind, part: Part) -> impl Iterator<Item = &'static Self> {
+        LOCK_FUNCTIONS
+            .iter()
+            .filter(move |function| (function.kind, function.part) == (kind, part))
+    }
+
     const fn with_args(mut self, args: usize) -> Self {
         self.args = Some(args);
         self
@@ -270,14 +287,14 @@ impl LockFunction {
 const fn lock(
     kind: Kind,
     part: Part,
-    symbol: &'static str,
+    symbols: &'static [&'static str],
     stem: &'static str,
     essential: bool,
 ) -> LockFunction {
     LockFunction {
         kind,
         part,
-        symbol,
+        symbols,
         stem,
         essential,
         args: None,
@@ -290,104 +307,115 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
     lock(
         Kind::Spinlock,
         Part::Release,
-        "_raw_spin_unlock",
+        &["_raw_spin_unlock"],
         "spinunlock",
         false,
     ),
-    lock(Kind::Rwsem, Part::Release, "up_read", "uread", false),
-    lock(Kind::Rwsem, Part::Release, "up_write", "uwrite", false),
+    lock(Kind::Rwsem, Part::Release, &["up_read"], "uread", false),
+    lock(Kind::Rwsem, Part::Release, &["up_write"], "uwrite", false),
     lock(
         Kind::Rwsem,
         Part::Release,
-        "downgrade_write",
+        &["downgrade_write"],
         "downgrade",
         false,
     ),
-    lock(Kind::Mutex, Part::Release, "mutex_unlock", "unmutex", false),
+    lock(
+        Kind::Mutex,
+        Part::Release,
+        &["mutex_unlock"],
+        "unmutex",
+        false,
+    ),
     lock(
         Kind::Spinlock,
         Part::Acquire,
-        "_raw_spin_lock",
+        &["_raw_spin_lock"],
         "spinlock",
         true,
     ),
     lock(
         Kind::Spinlock,
         Part::TryAcquire,
-        "_raw_spin_trylock",
+        &["_raw_spin_trylock"],
         "spintry",
         false,
     ),
-    lock(Kind::Rwsem, Part::Acquire, "down_read", "dread", true),
+    lock(Kind::Rwsem, Part::Acquire, &["down_read"], "dread", true),
     lock(
         Kind::Rwsem,
         Part::TryAcquire,
-        "down_read_interruptible",
+        &["down_read_interruptible"],
         "dreadint",
         false,
     ),
     lock(
         Kind::Rwsem,
         Part::TryAcquire,
-        "down_read_killable",
+        &["down_read_killable"],
         "dreadkill",
         false,
     ),
     lock(
         Kind::Rwsem,
         Part::TryAcquire,
-        "down_read_trylock",
+        &["down_read_trylock"],
         "dreadtry",
         false,
     ),
-    lock(Kind::Rwsem, Part::Acquire, "down_write", "dwrite", true),
+    lock(Kind::Rwsem, Part::Acquire, &["down_write"], "dwrite", true),
     lock(
         Kind::Rwsem,
         Part::TryAcquire,
-        "down_write_killable",
+        &["down_write_killable"],
         "dwritekill",
         false,
     ),
     lock(
         Kind::Rwsem,
         Part::TryAcquire,
-        "down_write_trylock",
+        &["down_write_trylock"],
         "dwritetry",
         false,
     ),
-    lock(Kind::Mutex, Part::Acquire, "mutex_lock", "mutex", true),
+    lock(Kind::Mutex, Part::Acquire, &["mutex_lock"], "mutex", true),
     lock(
         Kind::Mutex,
         Part::TryAcquire,
-        "mutex_lock_interruptible",
+        &["mutex_lock_interruptible"],
         "mutexint",
         false,
     ),
     lock(
         Kind::Mutex,
         Part::TryAcquire,
-        "mutex_lock_killable",
+        &["mutex_lock_killable"],
         "mutexkill",
         false,
     ),
     lock(
         Kind::Mutex,
         Part::TryAcquire,
-        "mutex_trylock",
+        &["mutex_trylock"],
         "mutextry",
         false,
     ),
     lock(
         Kind::Spinlock,
         Part::SlowPath,
-        "native_queued_spin_lock_slowpath",
+        // The first where the kernel can choose a paravirtual one, and there the second, if it is not
+        // inlined, does nothing but call what was chosen (`kernel/locking/qspinlock.c`).
+        &[
+            "native_queued_spin_lock_slowpath",
+            "queued_spin_lock_slowpath",
+        ],
         "spinslow",
         true,
     ),
     lock(
         Kind::Spinlock,
         Part::SlowPath,
-        "__pv_queued_spin_lock_slowpath",
+        &["__pv_queued_spin_lock_slowpath"],
         "spinslowpv",
         false,
     ),
@@ -395,7 +423,7 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
     lock(
         Kind::Rwsem,
         Part::SlowPath,
-        "rwsem_down_read_slowpath",
+        &["rwsem_down_read_slowpath"],
         "readslow2",
         true,
     )
@@ -403,7 +431,7 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
     lock(
         Kind::Rwsem,
         Part::SlowPath,
-        "rwsem_down_read_slowpath",
+        &["rwsem_down_read_slowpath"],
         "readslow",
         true,
     )
@@ -411,28 +439,28 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
     lock(
         Kind::Rwsem,
         Part::SlowPath,
-        "rwsem_down_write_slowpath",
+        &["rwsem_down_write_slowpath"],
         "writeslow",
         true,
     ),
     lock(
         Kind::Mutex,
         Part::SlowPath,
-        "__mutex_lock_slowpath",
+        &["__mutex_lock_slowpath"],
         "mutexslow",
         true,
     ),
     lock(
         Kind::Mutex,
         Part::SlowPath,
-        "__mutex_lock_killable_slowpath",
+        &["__mutex_lock_killable_slowpath"],
         "mutexslowk",
         false,
     ),
     lock(
         Kind::Mutex,
         Part::SlowPath,
-        "__mutex_lock_interruptible_slowpath",
+        &["__mutex_lock_interruptible_slowpath"],
         "mutexslowi",
         false,
     ),

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use kcore_trace_ebpf::words::Lock;
 use serde::Serialize;
 
 use super::role::Role;
@@ -172,7 +173,7 @@ fn differences(a: &Header, b: &Header) -> Vec<Obstacle> {
     };
     check("workload", [a, b].map(workload));
     check("level", [a, b].map(|side| side.level.name().into()));
-    check("coverage", [a, b].map(|side| waits(side).into()));
+    check("coverage", [a, b].map(waits));
     check("coverage", [a, b].map(holds));
     check("hooks", [a, b].map(|side| side.hooks.clone()));
     // Which costs a fifth more.
@@ -232,11 +233,16 @@ pub(super) fn workload(header: &Header) -> String {
     }
 }
 
-pub(super) fn waits(header: &Header) -> &'static str {
-    match header.coverage.waits {
+/// Which waits are seen, in words that are the same for locks of the same roles.
+pub(super) fn waits(header: &Header) -> String {
+    let waits = match header.coverage.waits {
         WaitCoverage::All => "every acquisition",
         WaitCoverage::SlowPath => "slow paths only",
         WaitCoverage::Tracepoint => "waits of lock:contention_begin only",
+    };
+    match header.without_waits.as_slice() {
+        [] => waits.into(),
+        locks => format!("{waits}, no waits of {}", roles(locks)),
     }
 }
 
@@ -245,16 +251,15 @@ pub(super) fn holds(header: &Header) -> String {
     match header.coverage.holds {
         HoldCoverage::All => "every hold".into(),
         HoldCoverage::None => "no holds".into(),
-        HoldCoverage::Partial => {
-            let mut locks = header.without_holds.clone();
-            locks.sort_by_key(|&lock| Role::of(lock));
-            locks.dedup_by_key(|lock| Role::of(*lock));
-            // The first lock of a role stands for it, so that eras compare equal.
-            let names = locks.iter().map(|&lock| Role::of(lock).first_lock().name());
-            let names = names.collect::<Vec<_>>().join(", ");
-            format!("no holds of {names}")
-        }
+        HoldCoverage::Partial => format!("no holds of {}", roles(&header.without_holds)),
     }
+}
+
+/// The roles of locks: the first lock of one stands for it, so that eras compare equal.
+fn roles(locks: &[Lock]) -> String {
+    let roles: BTreeSet<_> = locks.iter().map(|&lock| Role::of(lock)).collect();
+    let names = roles.iter().map(|role| role.first_lock().name());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// Recordings of one side that are no repeats of its first.

@@ -84,6 +84,7 @@ impl State {
             level: plan.level,
             hooks: plan.hooks.name().into(),
             coverage: plan.coverage.clone(),
+            without_waits: plan.without_waits(),
             without_holds: plan.without_holds(),
             inside: plan.sees_inside(),
             contexts: Vec::new(),

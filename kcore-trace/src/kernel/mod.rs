@@ -504,7 +504,7 @@ fn function_names() -> impl Iterator<Item = &'static str> {
         .flat_map(|(symbols, _)| symbols.iter().copied());
     let locks = probes::LOCK_FUNCTIONS
         .iter()
-        .map(|function| function.symbol);
+        .flat_map(|function| function.symbols.iter().copied());
     let inside = probes::INSIDE
         .iter()
         .flat_map(|function| function.symbols.iter().copied());

@@ -8,7 +8,7 @@
 
 mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kcore_trace_ebpf::words::{Context, Kind, Lock, Op};
 use serde::{Deserialize, Serialize};
@@ -90,8 +90,16 @@ pub struct PlannedLock {
     pub kind: Kind,
     /// How its address is known.
     pub found_by: FoundBy,
+    /// Whether its waits are seen, and not only that it was taken.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub waits: bool,
     /// Whether its holds are seen.
     pub holds: bool,
+}
+
+/// What a plan of before there was the question says.
+const fn yes() -> bool {
+    true
 }
 
 /// How the address of a lock is known.
@@ -159,8 +167,10 @@ impl Plan {
             missing,
             programs: Vec::new(),
         };
-        let locks = draft.locks();
+        let mut locks = draft.locks();
+        draft.keep_acquired(&mut locks);
         draft.lock_functions(&locks);
+        keep_seen(&mut locks, &draft.programs, hooks, request.level);
         draft.block_scopes(&locks);
         draft.ops();
         draft.tracepoints();
@@ -204,6 +214,15 @@ impl Plan {
         self.locks
             .iter()
             .map(|planned| (planned.lock, planned.kind))
+            .collect()
+    }
+
+    /// The locks of which it is not seen whether they were waited for.
+    pub fn without_waits(&self) -> Vec<Lock> {
+        self.locks
+            .iter()
+            .filter(|planned| !planned.waits)
+            .map(|planned| planned.lock)
             .collect()
     }
 
@@ -368,6 +387,7 @@ impl Draft<'_> {
                 lock,
                 kind: self.kind(lock),
                 found_by,
+                waits: true,
                 holds: false,
             });
         }
@@ -410,6 +430,7 @@ impl Draft<'_> {
                 lock,
                 kind: Kind::Spinlock,
                 found_by,
+                waits: true,
                 holds: false,
             })
             .into()
@@ -425,8 +446,27 @@ impl Draft<'_> {
             lock,
             kind: block.kind,
             found_by: FoundBy::CallSite,
+            waits: true,
             holds: false,
         })
+    }
+
+    /// At level full leaves out the kinds whose acquisitions cannot be hooked: their releases alone
+    /// tell nothing.
+    fn keep_acquired(&mut self, locks: &mut Vec<PlannedLock>) {
+        if self.level != Level::Full || self.hooks == Hooks::Tracepoint {
+            return;
+        }
+        let kinds: BTreeSet<_> = locks.iter().map(|planned| planned.kind).collect();
+        for function in kinds.into_iter().flat_map(LockFunction::acquires) {
+            for symbol in function.symbols {
+                if let Err(reason) = self.hookable(symbol) {
+                    let kind = function.kind;
+                    self.miss(symbol, &format!("{reason}, so no {kind} is seen"));
+                    locks.retain(|planned| planned.kind != kind);
+                }
+            }
+        }
     }
 
     /// Hooks on the lock primitives of the kinds that are needed.
@@ -439,36 +479,41 @@ impl Draft<'_> {
             if !needed || (self.level == Level::Contended && function.part != Part::SlowPath) {
                 continue;
             }
-            let args = self.facts.function(function.symbol).args;
+            let found = self.existing(function.symbols);
+            let symbol = found.unwrap_or(function.symbols[0]);
+            let args = self.facts.function(symbol).args;
             if let (Some(wanted), Some(args)) = (function.args, args)
                 && wanted != args
             {
                 continue;
             }
-            match self.hookable(function.symbol) {
-                Ok(()) => self.lock_function(function),
-                Err(reason) => self.lock_function_missing(function, &reason),
+            // Without types it may be any of several rows: a probe does not ask for the arguments.
+            let hooked = |hook: &PlannedHook| hook.target == symbol;
+            let missed = |missing: &Missing| missing.hook == symbol;
+            if self.programs.iter().any(hooked) || self.missing.iter().any(missed) {
+                continue;
+            }
+            match self.hookable(symbol) {
+                Ok(()) => self.lock_function(function, symbol),
+                Err(reason) => self.lock_function_missing(function, symbol, &reason),
             }
         }
     }
 
-    fn lock_function(&mut self, function: &LockFunction) {
+    fn lock_function(&mut self, function: &LockFunction, symbol: &str) {
         for attach in attaches(self.hooks, self.level, function.part) {
-            self.add(
-                *attach,
-                function.symbol,
-                function.stem,
-                function.kind.name(),
-            );
+            self.add(*attach, symbol, function.stem, function.kind.name());
         }
     }
 
-    fn lock_function_missing(&mut self, function: &LockFunction, reason: &str) {
+    fn lock_function_missing(&mut self, function: &LockFunction, symbol: &str, reason: &str) {
+        let kind = function.kind;
         // A variant that a kernel never had is no gap.
         if function.essential {
-            self.miss(function.symbol, reason);
-        } else if function.symbol == "_raw_spin_unlock" {
-            self.miss(function.symbol, "it is inlined (CONFIG_UNINLINE_SPIN_UNLOCK is off), so holds of spinlocks are not seen");
+            let reason = format!("{reason}, so {kind} waits that pass it are not seen");
+            self.miss(symbol, &reason);
+        } else if symbol == "_raw_spin_unlock" {
+            self.miss(symbol, "it is inlined (CONFIG_UNINLINE_SPIN_UNLOCK is off), so holds of spinlocks are not seen");
         }
     }
 
@@ -703,6 +748,40 @@ impl Draft<'_> {
             missing: std::mem::take(&mut self.missing),
         }
     }
+}
+
+/// Notes of which locks not all waits are seen, and leaves out those that are not seen at all.
+fn keep_seen(locks: &mut Vec<PlannedLock>, programs: &[PlannedHook], hooks: Hooks, level: Level) {
+    if hooks == Hooks::Tracepoint {
+        return;
+    }
+    for planned in &mut *locks {
+        planned.waits = sees_waits(programs, planned.kind);
+    }
+    if level == Level::Contended {
+        locks.retain(|planned| is_hooked(programs, planned.kind));
+    }
+}
+
+/// Whether every function that only waiters for locks of a kind enter is hooked.
+fn sees_waits(programs: &[PlannedHook], kind: Kind) -> bool {
+    LockFunction::slow_paths(kind).all(|function| {
+        programs
+            .iter()
+            .any(|hook| function.symbols.contains(&hook.target.as_str()) && is_entry(hook))
+    })
+}
+
+/// Whether any function of a kind of locks is hooked.
+fn is_hooked(programs: &[PlannedHook], kind: Kind) -> bool {
+    programs
+        .iter()
+        .any(|hook| hook.purpose == kind.name() && is_entry(hook))
+}
+
+/// What is hooked at its exit alone tells nothing: the exit is attached first.
+fn is_entry(hook: &PlannedHook) -> bool {
+    matches!(hook.attach, Attach::Fentry | Attach::Kprobe)
 }
 
 /// How a function of the lock primitives is hooked.

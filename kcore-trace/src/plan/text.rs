@@ -35,10 +35,11 @@ impl Plan {
                 FoundBy::Node => "by its place in the array of nodes",
                 FoundBy::CallSite => "by the function that takes it",
             };
-            let what = if planned.holds {
-                "waits and holds"
-            } else {
-                "waits"
+            let what = match (planned.waits, planned.holds) {
+                (true, true) => "waits and holds",
+                (true, false) => "waits",
+                (false, true) => "holds",
+                (false, false) => "acquisitions",
             };
             let (lock, kind) = (planned.lock, planned.kind);
             writeln!(out, "  {lock:<22} {kind:<9} {what:<16} {found_by}")?;

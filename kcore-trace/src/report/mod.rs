@@ -121,6 +121,8 @@ pub struct Origin {
     pub host: Host,
     pub level: Level,
     pub hooks: String,
+    #[serde(with = "crate::words::list", skip_serializing_if = "Vec::is_empty")]
+    pub without_waits: Vec<Lock>,
     #[serde(with = "crate::words::list")]
     pub without_holds: Vec<Lock>,
     pub command: Vec<String>,
@@ -392,6 +394,7 @@ impl Origin {
             host: header.host,
             level: header.level,
             hooks: header.hooks,
+            without_waits: header.without_waits,
             without_holds: header.without_holds,
             command: header.command,
             started_at: header.started_at,

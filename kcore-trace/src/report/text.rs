@@ -6,6 +6,8 @@
 
 use std::fmt::Write as _;
 
+use kcore_trace_ebpf::words::Lock;
+
 use super::tables::{self, Sides};
 use super::{By, Dist, LockTotal, Report, bars};
 use super::{audit, blame, inside, nodes, readers, reduced, worst};
@@ -157,24 +159,32 @@ fn measured(report: &Report) -> Vec<String> {
 }
 
 fn coverage(report: &Report) -> Vec<String> {
-    let waits = match report.coverage.waits {
+    let mut waits = match report.coverage.waits {
         WaitCoverage::All => "every acquisition, and the wait of each contended one",
         WaitCoverage::SlowPath => "acquisitions that entered the slow path and their waits",
         WaitCoverage::Tracepoint => {
             "waits that lock:contention_begin shows, which misses pending spinlock waiters and \
              spinning rwsem writers"
         }
+    }
+    .to_owned();
+    let names = |locks: &[Lock]| {
+        let names: Vec<_> = locks.iter().map(|lock| lock.name()).collect();
+        names.join(", ")
     };
+    let without = &report.recording.without_waits;
+    if !without.is_empty() {
+        waits.push_str(&format!(", but no waits of {}", names(without)));
+    }
     let holds = match report.coverage.holds {
         HoldCoverage::All => "every hold".into(),
         HoldCoverage::Partial => {
             let without = &report.recording.without_holds;
-            let names: Vec<_> = without.iter().map(|lock| lock.name()).collect();
-            format!("every hold but those of {}", names.join(", "))
+            format!("every hold but those of {}", names(without))
         }
         HoldCoverage::None => "no holds".into(),
     };
-    vec![waits.into(), holds]
+    vec![waits, holds]
 }
 
 /// One line for each kind of loss, in the words of what it means for the numbers.

@@ -237,6 +237,7 @@ impl Sampler {
             hooks: plan.hooks.name().into(),
             coverage: plan.coverage.clone(),
             kinds: plan.kinds(),
+            without_waits: plan.without_waits(),
             without_holds: plan.without_holds(),
             inside: plan.sees_inside(),
             pass: plan.pass().map(String::from),

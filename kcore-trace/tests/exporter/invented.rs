@@ -55,6 +55,7 @@ pub(crate) fn header(facts: &Facts, plan: &Plan) -> Header {
         hooks: plan.hooks.name().into(),
         coverage: plan.coverage.clone(),
         kinds: plan.kinds(),
+        without_waits: plan.without_waits(),
         without_holds: plan.without_holds(),
         inside: plan.sees_inside(),
         pass: plan.pass().map(String::from),

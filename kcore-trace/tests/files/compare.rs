@@ -769,6 +769,7 @@ fn every_reason_not_to_compare_is_given_at_once() {
     other.header.command = vec!["make".into()];
     other.header.level = Level::Contended;
     other.header.coverage.waits = WaitCoverage::SlowPath;
+    other.header.without_waits = vec![Lock::VmapPurge];
     other.header.coverage.holds = HoldCoverage::None;
     other.header.hooks = "kprobe".into();
     other.header.contexts = vec![Context::Rcu];
@@ -783,7 +784,7 @@ fn every_reason_not_to_compare_is_given_at_once() {
         "hardware: virtualisation kvm against none",
         "workload: `kcore-trace stress --maps 4 --kcore 2` against `make`",
         "level: full against contended",
-        "coverage: every acquisition against slow paths only",
+        "coverage: every acquisition against slow paths only, no waits of vmap_purge_lock",
         "coverage: every hold against no holds",
         "hooks: fentry against kprobe",
         "hooks: without --audit against with --audit",

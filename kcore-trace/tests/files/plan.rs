@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use kcore_trace::kernel::{Era, Facts};
+use kcore_trace::kernel::{Era, Facts, FunctionFact};
 use kcore_trace::model::{HoldCoverage, Level, WaitCoverage};
 use kcore_trace::plan::{Hooks, Plan, PlanError, Request};
 use kcore_trace_ebpf::words::{Kind, Lock};
@@ -31,6 +31,42 @@ fn plan(kernel: &str, level: Level, hooks: Option<Hooks>) -> Result<Plan, PlanEr
     Plan::choose(&facts(kernel), &request)
 }
 
+fn chosen(facts: &Facts, level: Level) -> Plan {
+    let request = Request {
+        level,
+        ..Request::default()
+    };
+    Plan::choose(facts, &request).expect("something can be measured")
+}
+
+/// Gives a function other names, or takes it away.
+fn rename(facts: &mut Facts, from: &str, to: &[&str]) {
+    let fact = facts.functions.remove(from).expect("the kernel has it");
+    for name in to {
+        facts.functions.insert((*name).into(), fact);
+    }
+}
+
+/// The programs on a function.
+fn programs<'a>(plan: &'a Plan, target: &str) -> Vec<&'a str> {
+    let hooks = plan.programs.iter().filter(|hook| hook.target == target);
+    hooks.map(|hook| hook.program.as_str()).collect()
+}
+
+/// Why something is missing.
+fn reason<'a>(plan: &'a Plan, hook: &str) -> Option<&'a str> {
+    let mut missing = plan.coverage.missing.iter();
+    let found = missing.find(|missing| missing.hook == hook)?;
+    Some(&found.reason)
+}
+
+fn text(plan: &Plan, facts: &Facts) -> String {
+    let mut text = Vec::new();
+    plan.write_text(facts, &mut text)
+        .expect("writing to memory succeeds");
+    String::from_utf8(text).expect("a plan is text")
+}
+
 fn full(kernel: &str) -> Plan {
     plan(kernel, Level::Full, None).expect("every kernel of the lab can be measured")
 }
@@ -38,10 +74,8 @@ fn full(kernel: &str) -> Plan {
 #[test]
 fn every_kernel_of_the_lab_has_the_plan_that_was_read() {
     for kernel in KERNELS {
-        let mut text = Vec::new();
-        full(kernel).write_text(&facts(kernel), &mut text).unwrap();
         let name = format!("plan-{kernel}.txt");
-        assert_golden(&name, &String::from_utf8(text).unwrap());
+        assert_golden(&name, &text(&full(kernel), &facts(kernel)));
     }
 }
 
@@ -181,4 +215,84 @@ fn a_kernel_without_btf_is_watched_by_kprobe() {
             .iter()
             .any(|missing| missing.reason.contains("BTF"))
     );
+}
+
+const NATIVE: &str = "native_queued_spin_lock_slowpath";
+const PARAVIRT: &str = "__pv_queued_spin_lock_slowpath";
+const ONLY: &str = "queued_spin_lock_slowpath";
+
+#[test]
+fn the_slow_path_of_spinlocks_has_another_name_where_none_is_paravirtual() {
+    let mut facts = facts("6.1");
+    rename(&mut facts, NATIVE, &[ONLY]);
+    rename(&mut facts, PARAVIRT, &[]);
+    let plan = chosen(&facts, Level::Full);
+    assert_eq!(programs(&plan, ONLY), ["spinslow_fe"]);
+    assert!(plan.coverage.missing.is_empty() && plan.without_waits().is_empty());
+    let plan = chosen(&facts, Level::Contended);
+    assert_eq!(programs(&plan, ONLY), ["spinslow_fx", "spinslow_fe"]);
+    assert!(plan.lock(Lock::VmapArea).is_some());
+}
+
+#[test]
+fn what_calls_the_chosen_slow_path_is_not_hooked_besides_it() {
+    let mut facts = facts("6.1");
+    rename(&mut facts, NATIVE, &[NATIVE, ONLY]);
+    let plan = chosen(&facts, Level::Full);
+    assert_eq!(programs(&plan, NATIVE), ["spinslow_fe"]);
+    assert!(programs(&plan, ONLY).is_empty());
+}
+
+#[test]
+fn locks_whose_slow_path_cannot_be_hooked_are_seen_without_their_waits() {
+    let mut facts = facts("6.1");
+    rename(&mut facts, NATIVE, &[]);
+    let plan = chosen(&facts, Level::Full);
+    let spinlocks = [Lock::VmapArea, Lock::FreeVmapArea, Lock::PurgeVmapArea];
+    assert!(
+        spinlocks
+            .iter()
+            .all(|lock| plan.without_waits().contains(lock))
+    );
+    assert!(!plan.without_waits().contains(&Lock::VmapPurge));
+    assert!(plan.lock(Lock::VmapArea).is_some_and(|lock| lock.holds));
+    let told = reason(&plan, NATIVE).unwrap();
+    assert!(
+        told.ends_with("so spinlock waits that pass it are not seen"),
+        "{told}"
+    );
+    assert!(text(&plan, &facts).contains("vmap_area_lock         spinlock  holds  "));
+}
+
+#[test]
+fn level_contended_lists_no_lock_that_it_cannot_see() {
+    let mut facts = facts("6.1");
+    rename(&mut facts, NATIVE, &[]);
+    rename(&mut facts, PARAVIRT, &[]);
+    let plan = chosen(&facts, Level::Contended);
+    assert!(plan.lock(Lock::VmapArea).is_none());
+    assert!(plan.lock(Lock::VmapPurge).is_some());
+    assert!(reason(&plan, NATIVE).is_some());
+    for (name, fact) in &mut facts.functions {
+        if name.contains("slowpath") {
+            *fact = FunctionFact::default();
+        }
+    }
+    let request = Request {
+        level: Level::Contended,
+        ..Request::default()
+    };
+    let refused = Plan::choose(&facts, &request);
+    assert!(matches!(refused, Err(PlanError::Nothing(_))));
+}
+
+#[test]
+fn a_slow_path_whose_arguments_nobody_knows_is_hooked_once() {
+    let mut facts = facts("6.1");
+    facts.btf = false;
+    for fact in facts.functions.values_mut() {
+        fact.args = None;
+    }
+    let plan = chosen(&facts, Level::Full);
+    assert_eq!(programs(&plan, "rwsem_down_read_slowpath").len(), 2);
 }

@@ -202,6 +202,14 @@ fn a_lock_whose_holds_are_not_seen_has_none_while_others_have() {
 }
 
 #[test]
+fn locks_whose_waits_are_not_seen_are_named() {
+    let mut header = sample::header();
+    header.without_waits = vec![Lock::VmapArea, Lock::FreeVmapArea];
+    let text = text(&report(&header, &[sample::interval(0, sample::busy(0))], 0));
+    assert!(text.contains("but no waits of vmap_area_lock, free_vmap_area_lock"));
+}
+
+#[test]
 fn a_wait_that_did_not_happen_has_a_count_and_a_sum_of_zero_and_nulls() {
     let json = json(&calm());
     let wait = &json["locks"][0]["wait"];

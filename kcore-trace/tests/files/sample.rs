@@ -110,6 +110,7 @@ pub(crate) fn header() -> Header {
             (Lock::Kclist, Kind::Rwsem),
         ]
         .into(),
+        without_waits: Vec::new(),
         without_holds: Vec::new(),
         inside: false,
         pass: None,
