@@ -248,6 +248,10 @@ pub enum Part {
     SlowPath,
 }
 
+/// What takes mutexes, and has another slow path, with CONFIG_DEBUG_LOCK_ALLOC
+/// (`include/linux/mutex.h`).
+pub const NESTED_MUTEX: &str = "mutex_lock_nested";
+
 /// A function of the lock primitives (`kernel/locking/`).
 pub struct LockFunction {
     pub kind: Kind,

@@ -515,6 +515,7 @@ fn function_names() -> impl Iterator<Item = &'static str> {
         .chain(probes::SEQUENCE)
         .chain(inside)
         .chain([
+            probes::NESTED_MUTEX,
             probes::CGROUP_HELPER,
             probes::TASK_HELPER,
             probes::ARGUMENT_HELPER,

@@ -333,11 +333,21 @@ impl Draft<'_> {
     fn hookable(&self, symbol: &str) -> Result<(), String> {
         let fact = self.facts.function(symbol);
         match (self.hooks, fact.symbols) {
-            (_, 0) => Err("this kernel has no such function, or it is inlined everywhere".into()),
+            (_, 0) => Err(self.absence(symbol)),
             (Hooks::Fentry, 1) if fact.args.is_none() => Err("BTF does not know it".into()),
             (_, 1) => Ok(()),
             (_, copies) => Err(format!("{copies} functions have that name")),
         }
+    }
+
+    fn absence(&self, symbol: &str) -> String {
+        let nested = probes::NESTED_MUTEX;
+        if symbol.contains("mutex_lock") && self.facts.function(nested).symbols > 0 {
+            return format!(
+                "mutexes are taken by {nested} here (CONFIG_DEBUG_LOCK_ALLOC), which is not hooked"
+            );
+        }
+        "this kernel has no such function, or it is inlined everywhere".into()
     }
 
     /// The locks that this kernel has and whose address can be known.

@@ -296,3 +296,24 @@ fn a_slow_path_whose_arguments_nobody_knows_is_hooked_once() {
     let plan = chosen(&facts, Level::Full);
     assert_eq!(programs(&plan, "rwsem_down_read_slowpath").len(), 2);
 }
+
+#[test]
+fn mutexes_that_are_taken_by_another_function_are_not_seen() {
+    let mut facts = facts("6.1");
+    rename(&mut facts, "mutex_lock", &["mutex_lock_nested"]);
+    for how in ["", "killable_", "interruptible_"] {
+        rename(&mut facts, &format!("__mutex_lock_{how}slowpath"), &[]);
+    }
+    let full = chosen(&facts, Level::Full);
+    let contended = chosen(&facts, Level::Contended);
+    for (plan, function) in [(&full, "mutex_lock"), (&contended, "__mutex_lock_slowpath")] {
+        assert!(plan.lock(Lock::VmapPurge).is_none());
+        assert!(plan.lock(Lock::VmapArea).is_some());
+        assert!(
+            reason(plan, function)
+                .unwrap()
+                .contains("CONFIG_DEBUG_LOCK_ALLOC")
+        );
+    }
+    assert!(programs(&full, "mutex_unlock").is_empty());
+}
