@@ -48,8 +48,8 @@ const PER_CPU_OFFSETS: &str = "__per_cpu_offset";
 const TEXT_BOUNDS: [&str; 4] = ["_stext", "_etext", "_text", "_end"];
 /// What a copy goes to (`include/linux/uio.h`).
 const ITER_TYPE: &str = "iter_type";
-/// A symbol of `mm/vmalloc.c` in every era, to tell which of several equal names is meant.
-const ANCHOR: &str = "alloc_vmap_area";
+/// The most arguments that every trampoline passes on (six up to 6.5, `arch/x86/net/bpf_jit_comp.c`).
+const TRAMPOLINE_ARGUMENTS: usize = 6;
 
 /// What is known of a function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,8 +227,8 @@ impl Facts {
             btf: has_btf,
             addresses_hidden: symbols.are_hidden(),
             spinlocks: crate::host::UNKNOWN.to_owned(),
-            memory_unreadable: memory_unreadable(btf),
-            refusals: refusals(btf),
+            memory_unreadable: memory_unreadable(btf, symbols),
+            refusals: refusals(btf, symbols),
             functions: functions(btf, symbols),
             variables: variables(symbols),
             tracepoints: tracepoints(btf),
@@ -317,7 +317,8 @@ impl Era {
 
 impl Addresses {
     fn find(facts: &Facts, symbols: &Symbols, types: Option<Vec<u8>>) -> Self {
-        let anchor = symbols.address(ANCHOR, None);
+        // Tells which of several equal names is meant: these are functions of `mm/vmalloc.c`.
+        let anchor = op_names().find_map(|name| symbols.address(name, None));
         let ranges = probes::SITES.iter().flat_map(|site| {
             let ranges = symbols.ranges(site.symbol, anchor);
             ranges.into_iter().map(move |range| (site, range))
@@ -391,7 +392,7 @@ fn preempt_count(btf: &Btf, symbols: &Symbols) -> Option<PerCpu> {
         symbol: at + offset,
         offsets: symbols.address(PER_CPU_OFFSETS, None)?,
         variable: btf.variable(name).map(|id| (id, offset)),
-        anchor: btf.function(ANCHOR).map(|it| Target::Function(it.id)),
+        anchor: trial(btf, symbols),
     })
 }
 
@@ -496,9 +497,13 @@ fn tracepoint_names() -> impl Iterator<Item = &'static str> {
     names.chain([probes::RELEASE_TRACEPOINT, probes::SWITCH.0])
 }
 
+/// Every function of the table of ops.
+fn op_names() -> impl Iterator<Item = &'static str> {
+    probes::OPS.iter().flat_map(|op| op.symbols.iter().copied())
+}
+
 /// Every function of the tables that a hook may be put on, or a program ask for.
 fn function_names() -> impl Iterator<Item = &'static str> {
-    let ops = probes::OPS.iter().flat_map(|op| op.symbols.iter().copied());
     let scopes = probes::BLOCK_SCOPES
         .iter()
         .flat_map(|(symbols, _)| symbols.iter().copied());
@@ -509,7 +514,8 @@ fn function_names() -> impl Iterator<Item = &'static str> {
         .iter()
         .flat_map(|function| function.symbols.iter().copied());
     let audit = probes::AUDIT.iter().map(|(symbol, _)| *symbol);
-    ops.chain(scopes)
+    op_names()
+        .chain(scopes)
         .chain(audit)
         .chain(locks)
         .chain(probes::SEQUENCE)
@@ -527,8 +533,14 @@ fn functions(btf: &Btf, symbols: &Symbols) -> BTreeMap<String, FunctionFact> {
         symbols: symbols.count(name),
         args: btf.function(name).map(|function| function.args),
     };
-    function_names()
-        .map(|name| (name.to_owned(), fact(name)))
+    let names = function_names().map(str::to_owned);
+    let clones = op_names().flat_map(|name| symbols.clones(name));
+    names
+        .chain(clones.map(str::to_owned))
+        .map(|name| {
+            let fact = fact(&name);
+            (name, fact)
+        })
         .filter(|(_, fact)| *fact != FunctionFact::default())
         .collect()
 }
@@ -594,12 +606,20 @@ fn read_layout(btf: &Btf) -> ReadLayout {
     }
 }
 
+/// The function that programs are tried on: any that is hooked.
+fn trial(btf: &Btf, symbols: &Symbols) -> Option<Target> {
+    let mut names = op_names().chain(function_names());
+    names.find_map(|name| {
+        let function = btf.function(name)?;
+        let fits = symbols.count(name) == 1 && function.args <= TRAMPOLINE_ARGUMENTS;
+        fits.then_some(Target::Function(function.id))
+    })
+}
+
 /// Tries each way of attaching, against something that every kernel has.
-fn refusals(btf: &Btf) -> Refusals {
-    let fentry = match btf.function(ANCHOR) {
-        Some(function) => bpf::try_load(Target::Function(function.id))
-            .err()
-            .map(|error| refused(&error)),
+fn refusals(btf: &Btf, symbols: &Symbols) -> Refusals {
+    let fentry = match trial(btf, symbols) {
+        Some(target) => bpf::try_load(target).err().map(|error| refused(&error)),
         None => Some("the kernel's BTF has no functions".to_owned()),
     };
     Refusals {
@@ -613,8 +633,8 @@ fn refusals(btf: &Btf) -> Refusals {
 
 /// Whether programs can be loaded, but none that reads kernel memory
 /// (`security_locked_down(LOCKDOWN_BPF_READ_KERNEL)`, `kernel/trace/bpf_trace.c`).
-fn memory_unreadable(btf: &Btf) -> bool {
-    let function = btf.function(ANCHOR).map(|f| Target::Function(f.id));
+fn memory_unreadable(btf: &Btf, symbols: &Symbols) -> bool {
+    let function = trial(btf, symbols);
     let tracepoint = btf.typedef(&typedef("contention_begin"));
     let tracepoint = tracepoint.map(Target::Tracepoint);
     let mut targets = function.into_iter().chain(tracepoint);

@@ -99,6 +99,12 @@ impl Symbols {
         self.addresses.get(name).map_or(0, Vec::len)
     }
 
+    /// The names of whole copies that the compiler made of a function.
+    pub fn clones<'a>(&'a self, of: &'a str) -> impl Iterator<Item = &'a str> {
+        let names = self.addresses.keys().map(String::as_str);
+        names.filter(move |name| is_clone(name, of))
+    }
+
     /// The text of a function and of the parts that GCC split off it, near `near`.
     pub fn ranges(&self, name: &str, near: Option<u64>) -> Vec<Range> {
         let mut names: Vec<_> = self
@@ -273,6 +279,18 @@ fn hexadecimal(digits: &[u8]) -> Option<u64> {
     })
 }
 
+/// Whether a name is that of a whole copy that the compiler made of a function, such as
+/// `name.isra.0`, and not of a part that it split off.
+pub fn is_clone(name: &str, of: &str) -> bool {
+    let suffixes = name
+        .strip_prefix(of)
+        .and_then(|rest| rest.strip_prefix('.'));
+    suffixes.is_some_and(|suffixes| {
+        let part = |suffix| ["part", "cold"].contains(&suffix);
+        !suffixes.split('.').any(part)
+    })
+}
+
 fn plain(name: &[u8]) -> &[u8] {
     memchr::memchr(b'.', name).map_or(name, |end| &name[..end])
 }
@@ -314,6 +332,23 @@ ffffffffc0000000 t vfree	[module]
             .map(|r| r.start)
             .collect();
         assert_eq!(starts, [0xffff_ffff_8100_2400, 0xffff_ffff_8100_2300]);
+    }
+
+    #[test]
+    fn a_whole_copy_of_a_function_is_told_from_a_part_of_it() {
+        for (name, is) in [
+            ("purge.isra.0", true),
+            ("purge.constprop.0.isra.1", true),
+            ("purge.llvm.1234", true),
+            ("purge", false),
+            ("purge.cold", false),
+            ("purge.isra.0.cold", false),
+            ("purge.part.0", false),
+            ("purge_all.isra.0", false),
+        ] {
+            assert_eq!(is_clone(name, "purge"), is, "{name}");
+        }
+        assert_eq!(symbols().clones("vfree").count(), 0);
     }
 
     #[test]

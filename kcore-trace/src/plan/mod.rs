@@ -14,7 +14,7 @@ use kcore_trace_ebpf::words::{Context, Kind, Lock, Op};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::kernel::{Era, Facts, STATIC_LOCKS};
+use crate::kernel::{Era, Facts, STATIC_LOCKS, symbols};
 use crate::model::{Coverage, HoldCoverage, Level, Missing, WaitCoverage};
 use crate::probes::{self, Attach, Ends, LockFunction, Part, program, purpose};
 
@@ -572,12 +572,49 @@ impl Draft<'_> {
         }
         for op in probes::OPS {
             let passed = |symbol: &str| self.hookable(symbol).is_ok();
-            if !op.unless.is_some_and(passed) {
-                self.hook(op.symbols, op.stem, op.op.name(), Ends::Both);
+            if op.unless.is_some_and(passed) {
+                continue;
+            }
+            let plain = self.hook(op.symbols, op.stem, op.op.name(), Ends::Both);
+            if !plain && let Some(clone) = self.clone_of(op.symbols) {
+                self.hook(&[&clone], op.stem, op.op.name(), Ends::Both);
             }
         }
         if !self.has_op(Op::Vmallocinfo) {
             self.sequence();
+        }
+        self.ops_missing();
+    }
+
+    /// The only whole copy that the compiler made of some functions in their place.
+    fn clone_of(&self, symbols: &[&str]) -> Option<String> {
+        let functions = self.facts.functions.iter();
+        let copies = functions.filter(|(name, fact)| {
+            fact.symbols == 1 && symbols.iter().any(|of| symbols::is_clone(name, of))
+        });
+        let copies: Vec<_> = copies.collect();
+        match copies.as_slice() {
+            [(name, _)] => Some((*name).clone()),
+            _ => None,
+        }
+    }
+
+    /// Every kernel has every op, whatever functions it has for it.
+    fn ops_missing(&mut self) {
+        let ops: BTreeSet<_> = probes::OPS.iter().map(|function| function.op).collect();
+        for op in ops {
+            let told = self.missing.iter().any(|missing| missing.hook == op.name());
+            if self.has_op(op) || told {
+                continue;
+            }
+            let functions = probes::OPS.iter().filter(|function| function.op == op);
+            let symbols: Vec<_> = functions.flat_map(|function| function.symbols).collect();
+            let reasons = symbols.iter().filter_map(|symbol| {
+                let reason = self.hookable(symbol).err()?;
+                Some(format!("{symbol}: {reason}"))
+            });
+            let reason = reasons.collect::<Vec<_>>().join("; ");
+            self.miss(op.name(), &reason);
         }
     }
 

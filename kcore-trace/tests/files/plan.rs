@@ -297,6 +297,47 @@ fn a_slow_path_whose_arguments_nobody_knows_is_hooked_once() {
     assert_eq!(programs(&plan, "rwsem_down_read_slowpath").len(), 2);
 }
 
+const PURGE: &str = "__purge_vmap_area_lazy";
+const PURGE_CLONE: &str = "__purge_vmap_area_lazy.isra.0";
+
+#[test]
+fn an_op_that_the_compiler_renamed_is_hooked_by_kprobe() {
+    let mut facts = facts("6.1");
+    rename(&mut facts, PURGE, &[]);
+    rename(&mut facts, "alloc_vmap_area", &[]);
+    let clone = FunctionFact {
+        symbols: 1,
+        args: None,
+    };
+    for name in [PURGE_CLONE, "alloc_vmap_area.constprop.0"] {
+        facts.functions.insert(name.into(), clone);
+    }
+    let plan = chosen(&facts, Level::Full);
+    assert_eq!(plan.hooks, Hooks::Fentry);
+    assert_eq!(programs(&plan, PURGE_CLONE), ["purge_kp", "purge_kr"]);
+    assert_eq!(programs(&plan, "alloc_vmap_area.constprop.0").len(), 2);
+    facts.refusals.kprobe = Some("this kernel has no kprobe events".into());
+    let plan = chosen(&facts, Level::Full);
+    assert!(reason(&plan, PURGE_CLONE).is_some_and(|reason| reason.contains("BTF")));
+}
+
+#[test]
+fn an_op_without_a_hook_is_missing() {
+    let mut facts = facts("6.12");
+    rename(&mut facts, "alloc_vmap_area", &[]);
+    rename(&mut facts, "vmalloc_info_show", &[]);
+    rename(&mut facts, "s_stop", &[]);
+    facts.functions.get_mut("vm_map_ram").unwrap().symbols = 2;
+    let plan = chosen(&facts, Level::Full);
+    let absent = "alloc_vmap_area: this kernel has no such function, or it is inlined everywhere";
+    assert_eq!(reason(&plan, "alloc"), Some(absent));
+    let several = "vm_map_ram: 2 functions have that name";
+    assert_eq!(reason(&plan, "map_ram"), Some(several));
+    assert!(reason(&plan, "vmallocinfo").is_some());
+    // Another function of it is hooked.
+    assert_eq!(reason(&plan, "purge"), None);
+}
+
 #[test]
 fn mutexes_that_are_taken_by_another_function_are_not_seen() {
     let mut facts = facts("6.1");
