@@ -55,8 +55,19 @@ pub enum LoadError {
     Permission { missing: String },
     #[error("the verifier refused the program `{program}`; -v shows its log")]
     Verifier { program: String, log: String },
-    #[error("the hook on `{target}`, without which nothing can be measured, was refused: {reason}")]
-    Hook { target: String, reason: String },
+    #[error(
+        "the hook on `{target}`, without which the others would tell half of it, was refused: {reason}; {remedy}"
+    )]
+    Hook {
+        target: String,
+        reason: String,
+        remedy: &'static str,
+    },
+    #[error("no hook on any lock could be attached: {reasons}; {remedy}")]
+    Nothing {
+        reasons: String,
+        remedy: &'static str,
+    },
 }
 
 /// What a program has cost since it was loaded.
@@ -358,6 +369,17 @@ impl Session {
                 Err(error) => self.refused(index, &hook, error)?,
             }
         }
+        if self.plan.locks.is_empty() {
+            let missing = self.plan.coverage.missing.iter();
+            let reasons: Vec<_> = missing
+                .map(|m| format!("{}: {}", m.hook, m.reason))
+                .collect();
+            return Err(LoadError::Nothing {
+                reasons: reasons.join("; "),
+                remedy: remedy(self.plan.hooks),
+            }
+            .into());
+        }
         Ok(())
     }
 
@@ -368,12 +390,11 @@ impl Session {
         {
             return Err(error);
         }
-        let is_lock_hook = Kind::from_name(&hook.purpose).is_some();
-        if is_lock_hook && hook.attach != Attach::Kretprobe && essential(&hook.target) {
-            let reason = format!("{error:#}");
+        if self.plan.relies_on(hook) {
             return Err(LoadError::Hook {
                 target: hook.target.clone(),
-                reason,
+                reason: format!("{error:#}"),
+                remedy: remedy(self.plan.hooks),
             }
             .into());
         }
@@ -396,9 +417,8 @@ impl Session {
                 planned.program = program(&stem, attach);
             }
             None => {
-                self.plan.programs.remove(index);
                 let reason = format!("the kernel refused the {}: {error:#}", hook.attach.name());
-                self.miss(&hook.target, reason);
+                self.plan.lose(index, reason);
             }
         }
         Ok(())
@@ -433,9 +453,13 @@ impl Session {
     }
 }
 
-/// Whether a lock kind cannot be measured at all without this function.
-fn essential(symbol: &str) -> bool {
-    ["_raw_spin_lock", "contention_begin", "contention_end"].contains(&symbol)
+/// What to do where these hooks cannot be attached.
+fn remedy(hooks: Hooks) -> &'static str {
+    match hooks {
+        Hooks::Fentry => "try --hooks kprobe",
+        Hooks::Kprobe => "try --hooks fentry, or tracepoint",
+        Hooks::Tracepoint => "try --hooks fentry, or kprobe",
+    }
 }
 
 fn attach_fentry(program: &mut FEntry, target: &str, btf: &Btf) -> Result<(), ProgramError> {

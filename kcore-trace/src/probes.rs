@@ -470,10 +470,13 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
     ),
 ];
 
+/// The BTF tracepoints of a wait, both of which it takes.
+pub const CONTENTION: [&str; 2] = ["contention_end", "contention_begin"];
+
 /// BTF tracepoints, and the beginning of the name of the program on each.
 pub const TRACEPOINTS: &[(&str, &str)] = &[
-    ("contention_end", "end"),
-    ("contention_begin", "begin"),
+    (CONTENTION[0], "end"),
+    (CONTENTION[1], "begin"),
     ("alloc_vmap_area", "alloc"),
     ("free_vmap_area_noflush", "free"),
     ("purge_vmap_area_lazy", "purge"),

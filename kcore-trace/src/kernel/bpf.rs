@@ -1,7 +1,7 @@
 //! Trying what this kernel lets us load, and reading a few of its words.
 //!
 //! A try loads the smallest program of a type against a real function or tracepoint and closes it
-//! again; nothing is attached. A word is read by a program of a few instructions that returns it.
+//! again; what a try attaches it detaches. A word is read by a program of a few instructions that returns it.
 //! Invariant: a refusal is a reason for a person, never a panic.
 
 use std::fs;
@@ -34,6 +34,18 @@ pub enum Target {
 /// Whether a program can be loaded against that.
 pub fn try_load(target: Target) -> Result<(), Refusal> {
     load_tracing(target, &[instruction(MOVE_CONSTANT, 0, 0, 0), EXIT_PROGRAM]).map(drop)
+}
+
+/// Whether a program can be attached to that.
+pub fn try_attach(target: Target) -> Result<(), Refusal> {
+    let program = load_tracing(target, &[instruction(MOVE_CONSTANT, 0, 0, 0), EXIT_PROGRAM])?;
+    let mut attr = syscall::attributes();
+    attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: nothing is pointed to: a tracing program was loaded for what it is attached to.
+    let link = unsafe { syscall::bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) }?;
+    // SAFETY: the kernel has just given us this descriptor, which detaches when it is closed.
+    drop(unsafe { OwnedFd::from_raw_fd(link) });
+    Ok(())
 }
 
 /// Whether a program can be loaded against that which reads kernel memory.

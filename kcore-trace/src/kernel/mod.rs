@@ -4,8 +4,8 @@
 //! in a file; and [`Addresses`], which stay in the process. No version is ever compared: versions
 //! lie where distributions carry changes back.
 //!
-//! Invariant: gathering attaches nothing and never fails because the kernel lacks something; that
-//! is a fact like any other.
+//! Invariant: gathering leaves nothing attached and never fails because the kernel lacks something;
+//! that is a fact like any other.
 
 pub mod bpf;
 pub mod btf;
@@ -48,6 +48,9 @@ const PER_CPU_OFFSETS: &str = "__per_cpu_offset";
 const TEXT_BOUNDS: [&str; 4] = ["_stext", "_etext", "_text", "_end"];
 /// What a copy goes to (`include/linux/uio.h`).
 const ITER_TYPE: &str = "iter_type";
+/// By which fentry takes functions that begin with what ftrace can patch (`kernel/trace/ftrace.c`,
+/// from 5.5 on).
+const DIRECT_CALLS: &str = "register_ftrace_direct";
 /// The most arguments that every trampoline passes on (six up to 6.5, `arch/x86/net/bpf_jit_comp.c`).
 const TRAMPOLINE_ARGUMENTS: usize = 6;
 
@@ -479,6 +482,7 @@ fn wanted_symbols() -> HashSet<&'static str> {
         PV_OPS,
         PV_SLOW_PATH,
         PER_CPU_OFFSETS,
+        DIRECT_CALLS,
     ];
     function_names()
         .map(|name| name.split_once('.').map_or(name, |(plain, _)| plain))
@@ -498,7 +502,7 @@ fn tracepoint_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Every function of the table of ops.
-fn op_names() -> impl Iterator<Item = &'static str> {
+fn op_names() -> impl DoubleEndedIterator<Item = &'static str> {
     probes::OPS.iter().flat_map(|op| op.symbols.iter().copied())
 }
 
@@ -606,9 +610,10 @@ fn read_layout(btf: &Btf) -> ReadLayout {
     }
 }
 
-/// The function that programs are tried on: any that is hooked.
+/// The function that programs are tried on: any that is hooked, but the seldom called of the last
+/// rows of the table rather than others.
 fn trial(btf: &Btf, symbols: &Symbols) -> Option<Target> {
-    let mut names = op_names().chain(function_names());
+    let mut names = op_names().rev().chain(function_names());
     names.find_map(|name| {
         let function = btf.function(name)?;
         let fits = symbols.count(name) == 1 && function.args <= TRAMPOLINE_ARGUMENTS;
@@ -619,7 +624,7 @@ fn trial(btf: &Btf, symbols: &Symbols) -> Option<Target> {
 /// Tries each way of attaching, against something that every kernel has.
 fn refusals(btf: &Btf, symbols: &Symbols) -> Refusals {
     let fentry = match trial(btf, symbols) {
-        Some(target) => bpf::try_load(target).err().map(|error| refused(&error)),
+        Some(target) => fentry_refusal(target, symbols),
         None => Some("the kernel's BTF has no functions".to_owned()),
     };
     Refusals {
@@ -629,6 +634,21 @@ fn refusals(btf: &Btf, symbols: &Symbols) -> Refusals {
             "the kernel has no lock:contention_begin (it came with 5.19) or no BTF".to_owned()
         }),
     }
+}
+
+/// A kernel loads programs for functions that it cannot attach them to (`register_fentry`,
+/// `kernel/bpf/trampoline.c`). To attach takes long, and so is tried only where it may fail.
+fn fentry_refusal(target: Target, symbols: &Symbols) -> Option<String> {
+    if let Err(error) = bpf::try_load(target) {
+        return Some(refused(&error));
+    }
+    if symbols.count(DIRECT_CALLS) > 0 {
+        return None;
+    }
+    let error = bpf::try_attach(target).err()?;
+    Some(format!(
+        "no program can be attached to a function ({error}; CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS is off)"
+    ))
 }
 
 /// Whether programs can be loaded, but none that reads kernel memory

@@ -209,6 +209,33 @@ impl Plan {
         })
     }
 
+    /// Takes out a hook that the kernel refused when it was to be attached, with the other end of
+    /// that function if it is still to come, and what is no longer seen without it.
+    pub fn lose(&mut self, index: usize, reason: String) {
+        let Some(lost) = self.programs.get(index).cloned() else {
+            return;
+        };
+        let hook = lost.target.clone();
+        self.coverage.missing.push(Missing { hook, reason });
+        let mut left = self.programs.split_off(index);
+        left.retain(|hook| (&hook.target, &hook.purpose) != (&lost.target, &lost.purpose));
+        self.programs.extend(left);
+        keep_seen(&mut self.locks, &self.programs, self.hooks, self.level);
+    }
+
+    /// Whether what is measured would be wrong without a hook: acquisitions without their releases,
+    /// or the other way round.
+    pub fn relies_on(&self, hook: &PlannedHook) -> bool {
+        let symbol = hook.target.as_str();
+        let functions = probes::LOCK_FUNCTIONS.iter();
+        let mut parts = functions
+            .filter(|function| function.symbols.contains(&symbol))
+            .filter(|function| function.kind.name() == hook.purpose)
+            .map(|function| function.part);
+        let is_half = |part| matches!(part, Part::Acquire | Part::Release);
+        parts.any(is_half) || probes::CONTENTION.contains(&symbol)
+    }
+
     /// The type of each lock that is seen.
     pub fn kinds(&self) -> BTreeMap<Lock, Kind> {
         self.locks

@@ -358,3 +358,41 @@ fn mutexes_that_are_taken_by_another_function_are_not_seen() {
     }
     assert!(programs(&full, "mutex_unlock").is_empty());
 }
+
+#[test]
+fn a_lost_slow_path_takes_the_waits_and_its_other_end_with_it() {
+    let lose = |level| {
+        let mut plan = plan("6.1", level, None).unwrap();
+        let mut hooks = plan.programs.iter();
+        let index = hooks.position(|hook| hook.target == NATIVE).unwrap();
+        assert!(!plan.relies_on(&plan.programs[index]));
+        plan.lose(index, "the kernel refused it".into());
+        assert_eq!(reason(&plan, NATIVE), Some("the kernel refused it"));
+        assert!(programs(&plan, NATIVE).is_empty());
+        plan
+    };
+    let full = lose(Level::Full);
+    assert!(full.without_waits().contains(&Lock::VmapArea));
+    // The paravirtual one still shows some.
+    let mut contended = lose(Level::Contended);
+    assert!(contended.without_waits().contains(&Lock::VmapArea));
+    while !contended.programs.is_empty() {
+        contended.lose(0, "the kernel refused it".into());
+    }
+    assert!(contended.locks.is_empty());
+}
+
+#[test]
+fn half_of_a_pair_is_not_measured() {
+    let plan = full("6.1");
+    let relied = |target: &str| {
+        let mut hooks = plan.programs.iter();
+        plan.relies_on(hooks.find(|hook| hook.target == target).unwrap())
+    };
+    assert!(
+        ["_raw_spin_lock", "_raw_spin_unlock", "mutex_unlock"]
+            .iter()
+            .all(|it| relied(it))
+    );
+    assert!(!relied("_raw_spin_trylock") && !relied("vm_map_ram"));
+}
