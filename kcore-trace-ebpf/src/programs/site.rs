@@ -30,10 +30,12 @@ const CACHE_MASK: u64 = SITE_CACHE as u64 - 1;
 /// Cached answer for an address in no function that takes a lock.
 const NOWHERE: u64 = 1 << NOWHERE_BIT;
 const NOWHERE_BIT: u32 = 31;
-/// Of such an answer: it is in one by which a lock is taken.
+/// Of such an answer: it is in one by which a lock is taken. Of a stack: a frame was.
 const LOCK_FUNCTION_BIT: u32 = 17;
-/// Of the site of a stack: it called such a one.
+/// Of the site of a stack: it called such a one, which was not interrupted.
 const DIRECTLY_BIT: u32 = 18;
+/// Of a stack: a frame was in a function that called such a one.
+const CALLER_BIT: u32 = 19;
 /// Marks a cached answer.
 const VALID: u64 = 1 << 30;
 
@@ -262,7 +264,7 @@ fn look_all_up(frames: &[u64; FRAMES]) -> u64 {
 
 /// What is known of a stack so far, from the innermost frame outwards.
 struct Walked {
-    /// The first site, or what was said of the last frame, with [`NOWHERE`].
+    /// The first site, or what was found before it, with [`NOWHERE`].
     innermost: u64,
     /// Of the last site with an op.
     op: u64,
@@ -285,8 +287,14 @@ impl Walked {
         let is_first = self.innermost >> NOWHERE_BIT & 1;
         // One, unless the op is zero.
         let has_op = (site & 0xff).wrapping_add(0xff) >> 8 & 1;
-        let directly = self.innermost >> LOCK_FUNCTION_BIT & 1;
-        let site_here = site | directly << DIRECTLY_BIT;
+        // An interrupt comes while a lock is taken, and takes another: only the innermost are of that one.
+        let taking = self.innermost >> LOCK_FUNCTION_BIT & 1;
+        let called = self.innermost >> CALLER_BIT & 1;
+        let calls = taking & (site >> LOCK_FUNCTION_BIT & 1 ^ 1);
+        let site_here = site
+            | taking << LOCK_FUNCTION_BIT
+            | (called | calls) << CALLER_BIT
+            | (taking & (called ^ 1)) << DIRECTLY_BIT;
         self.innermost = choose(is_first, site_here, self.innermost);
         self.op = choose(has_op & !is_nowhere, site & 0xff, self.op);
     }
