@@ -327,10 +327,16 @@ impl Session {
             is_lock_function: 1,
             ..SiteRange::default()
         });
-        for (row, range) in table.ranges.iter_mut().zip(sites.chain(taken_by)) {
-            *row = range;
-        }
-        table.ranges.sort_by_key(|range| range.start);
+        let mut found: Vec<_> = sites.chain(taken_by).collect();
+        found.sort_by_key(|range| range.start);
+        let rows = table.ranges.get_mut(..found.len());
+        let rows = rows.with_context(|| {
+            format!(
+                "{} functions take locks, and {SITES} are expected",
+                found.len()
+            )
+        })?;
+        rows.copy_from_slice(&found);
         let mut map = self.array_mut(SITE_RANGES)?;
         map.set(0, Table(table), 0)
             .context("failed to write the table of call sites")

@@ -584,18 +584,20 @@ pub const SITES: &[Site] = &[
     site("open_kcore", Op::Other, Read),
 ];
 
-/// The functions by which spinlocks and mutexes are taken, slow paths among them (`kernel/locking`, 5.10 to
-/// 7.3): whoever calls one takes the lock itself.
-pub const TAKEN_BY: [&str; 8] = [
-    "_raw_spin_lock",
-    "native_queued_spin_lock_slowpath",
-    "queued_spin_lock_slowpath",
-    "__pv_queued_spin_lock_slowpath",
-    "mutex_lock",
-    "__mutex_lock",
-    "__mutex_lock_slowpath",
-    "__mutex_lock_common",
-];
+/// What the slow paths of a mutex share, where it is not inlined into them (`kernel/locking/mutex.c`, 5.10 to
+/// 7.3).
+const MUTEX_PARTS: [&str; 2] = ["__mutex_lock", "__mutex_lock_common"];
+
+/// The functions by which spinlocks and mutexes are taken, slow paths among them: whoever calls one takes
+/// the lock itself.
+pub fn taken_by() -> impl Iterator<Item = &'static str> {
+    let takes = |function: &&LockFunction| {
+        function.kind != Kind::Rwsem && matches!(function.part, Part::Acquire | Part::SlowPath)
+    };
+    let functions = LOCK_FUNCTIONS.iter().filter(takes);
+    let symbols = functions.flat_map(|function| function.symbols.iter().copied());
+    symbols.chain(MUTEX_PARTS)
+}
 
 /// Tracepoints whose presence is a fact for people only.
 pub const RELEASE_TRACEPOINT: &str = "contended_release";

@@ -72,7 +72,7 @@ pub(crate) fn run(places: &Places) -> Result<ExitCode> {
     if let Some(code) = failure(as_root(RECORD)?)? {
         return Ok(code);
     }
-    heading("Who waited for whom");
+    heading("Who waited, and for which lock");
     let mut report = Command::new(&tool);
     if let Some(code) = failure_of(report.arg("report").arg(&recording))? {
         return Ok(code);

@@ -19,8 +19,8 @@ use super::{Context, choose, hidden, number, op, read, record, sign};
 
 /// `THREAD_SIZE` and `IRQ_STACK_SIZE` of x86-64: stacks are aligned to it.
 const STACK_BYTES: u64 = 16384;
-/// A slot that is not idle and was not touched for so long belongs to a task that is gone: an hour, since
-/// nobody else's wait is missed as much as one of minutes.
+/// A slot that is not idle and was not touched for so long belongs to a task that is gone. An hour: a wait of
+/// minutes is what is looked for most.
 const ABANDONED_NS: u64 = 3_600_000_000_000;
 /// Whoever touched a slot so lately is likely to come back to it.
 const RECENT_NS: u64 = 1_000_000_000;

@@ -1,9 +1,9 @@
 //! What stands against a comparison.
 //!
 //! Owns the rule for when two sides may be set against each other: the same machine, the same
-//! workload, measured in the same way to its end, with nothing of weight lost. In come two sides; out come all
-//! obstacles at once, and remarks on what a reader should know but what forbids nothing. Invariant:
-//! a difference of kernels is never an obstacle, for that is what is compared.
+//! workload, measured in the same way to its end, with nothing of weight lost. In come two sides; out
+//! come all obstacles at once, and remarks on what a reader should know but what forbids nothing.
+//! Invariant: a difference of kernels is never an obstacle, for that is what is compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

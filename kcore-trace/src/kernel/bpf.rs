@@ -1,8 +1,8 @@
 //! Trying what this kernel lets us load, and reading a few of its words.
 //!
 //! A try loads the smallest program of a type against a real function or tracepoint and closes it
-//! again; what a try attaches it detaches. A word is read by a program of a few instructions that returns it.
-//! Invariant: a refusal is a reason for a person, never a panic.
+//! again; what a try attaches it detaches. A word is read by a program of a few instructions that
+//! returns it. Invariant: a refusal is a reason for a person, never a panic.
 
 use std::fs;
 use std::io;
@@ -33,12 +33,12 @@ pub enum Target {
 
 /// Whether a program can be loaded against that.
 pub fn try_load(target: Target) -> Result<(), Refusal> {
-    load_tracing(target, &[instruction(MOVE_CONSTANT, 0, 0, 0), EXIT_PROGRAM]).map(drop)
+    load_tracing(target, &EMPTY).map(drop)
 }
 
 /// Whether a program can be attached to that.
 pub fn try_attach(target: Target) -> Result<(), Refusal> {
-    let program = load_tracing(target, &[instruction(MOVE_CONSTANT, 0, 0, 0), EXIT_PROGRAM])?;
+    let program = load_tracing(target, &EMPTY)?;
     let mut attr = syscall::attributes();
     attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
     // SAFETY: nothing is pointed to: a tracing program was loaded for what it is attached to.
@@ -186,6 +186,9 @@ struct Instruction {
 }
 
 const EXIT_PROGRAM: Instruction = instruction(EXIT, 0, 0, 0);
+
+/// A program that does nothing.
+const EMPTY: [Instruction; 2] = [instruction(MOVE_CONSTANT, 0, 0, 0), EXIT_PROGRAM];
 
 const fn instruction(code: u8, destination: u8, source: u8, constant: i32) -> Instruction {
     Instruction {

@@ -83,9 +83,11 @@ pub struct BlockLayout {
 }
 
 impl BlockLayout {
+    const AREA_BYTES: u64 = size_of::<u64>() as u64;
+
     /// Of `va`, which stands before `free` (5.10 to 7.3), or nothing is known of blocks.
     pub(crate) fn area(&self) -> u64 {
-        self.free - size_of::<u64>() as u64
+        self.free.wrapping_sub(Self::AREA_BYTES)
     }
 }
 
@@ -328,8 +330,7 @@ impl Addresses {
         });
         let mut sites: Vec<_> = ranges.collect();
         sites.sort_by_key(|(_, range)| range.start);
-        let taken_by = probes::TAKEN_BY.iter();
-        let taken_by = taken_by.flat_map(|name| symbols.ranges(name, anchor));
+        let taken_by = probes::taken_by().flat_map(|name| symbols.ranges(name, anchor));
         let of = |name: &'static str| Some((name, symbols.address(name, anchor)?));
         Self {
             types,
@@ -475,7 +476,7 @@ fn typedef(tracepoint: &str) -> String {
 fn wanted_symbols() -> HashSet<&'static str> {
     let statics = STATIC_LOCKS.iter().map(|(_, name)| *name);
     let sites = probes::SITES.iter().map(|site| site.symbol);
-    let sites = sites.chain(probes::TAKEN_BY);
+    let sites = sites.chain(probes::taken_by());
     let others = [
         KCLIST_PERCPU,
         TEST_AND_SET_KEY,
@@ -588,12 +589,11 @@ fn block_layout(btf: &Btf) -> Option<BlockLayout> {
     };
     let (area, _) = block.members.get("va")?;
     let (free, _) = block.members.get("free")?;
-    let layout = BlockLayout {
+    (area + BlockLayout::AREA_BYTES == *free).then_some(BlockLayout {
         kind,
         lock: *lock,
         free: *free,
-    };
-    (*free > 0 && layout.area() == *area).then_some(layout)
+    })
 }
 
 fn read_layout(btf: &Btf) -> ReadLayout {

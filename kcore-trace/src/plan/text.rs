@@ -65,8 +65,10 @@ impl Plan {
             return writeln!(out, "\nnothing is missing");
         }
         writeln!(out, "\nmissing")?;
+        let hooks = self.coverage.missing.iter().map(|missing| &missing.hook);
+        let width = hooks.map(String::len).max().unwrap_or(0);
         for missing in &self.coverage.missing {
-            writeln!(out, "  {:<32} {}", missing.hook, missing.reason)?;
+            writeln!(out, "  {:<width$}  {}", missing.hook, missing.reason)?;
         }
         Ok(())
     }

@@ -2,13 +2,12 @@
 //! the whole process, so the test runs itself again in one of its own.
 
 use std::path::Path;
-use std::process::Command;
 use std::{env, fs};
 
 use kcore_trace::model::{End, Interval, Trailer};
 use kcore_trace::recording::{Recording, RecordingError, RecordingWriter};
 
-use crate::sample;
+use crate::{own_process, sample};
 
 /// Set for the process that may be limited.
 const OWN_PROCESS: &str = "KCORE_TRACE_TEST_OWN_PROCESS";
@@ -49,16 +48,7 @@ fn read(path: &Path) -> (Recording, Vec<Interval>) {
 
 #[test]
 fn a_full_disk_is_named_and_leaves_a_recording_that_is_readable_and_can_go_on() {
-    let output = Command::new(env::current_exe().unwrap())
-        .env(OWN_PROCESS, "1")
-        .args(["--ignored", "--exact", "full_disk::under_a_limit"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
+    own_process::passes("full_disk::under_a_limit", [(OWN_PROCESS, "1".into())]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod compare;
 mod crafted;
 mod full_disk;
+mod own_process;
 mod plan;
 mod recording;
 mod reduced;

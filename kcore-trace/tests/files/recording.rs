@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
 
 use kcore_trace::model::{Cell, End, Header, Interval, Loss, Measured, Reduced, Trailer, WORST};
@@ -11,6 +10,7 @@ use kcore_trace_ebpf::words::{Intent, Lock, Op};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use crate::own_process;
 use crate::sample::{self, SECOND_NS};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recordings/v1.kct");
@@ -200,16 +200,8 @@ fn a_recording_is_readable_only_by_its_owner() {
 
 #[test]
 fn a_recording_of_root_belongs_to_whoever_called_sudo() {
-    let output = Command::new(env::current_exe().unwrap())
-        .envs(SUDO.map(|(name, id)| (name, id.to_string())))
-        .args(["--ignored", "--exact", "recording::under_sudo"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
+    let variables = SUDO.map(|(name, id)| (name, id.to_string()));
+    own_process::passes("recording::under_sudo", variables);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! In: flags and loads. Out: for each load the report of the intervals in which it ran, and some
 //! background. Invariant: all that a load does is in its report, and nothing from before it, what is not
-//! read each time included; and no two recorders run at once.
+//! read each time included; and no two sessions run at once.
 //!
 //! The longest waits are those of all the time that a recorder ran: of a load after the first only
 //! those are listed that are longer than others before.

@@ -17,6 +17,16 @@ use crate::{session, tool};
 
 /// The least there is to attach: emulated kernels take long.
 pub(crate) const QUICK: [&str; 4] = ["--level", "contended", "--hooks", "tracepoint"];
+/// A command that goes on until it is told to end.
+const ENDLESS: [&str; 7] = [
+    tool::EXE,
+    guest::TOOL,
+    "stress",
+    "--threads",
+    "1",
+    "-d",
+    "1h",
+];
 /// Nothing takes that long, but on a machine that hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -65,6 +75,13 @@ fn end(child: Child) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
+fn ends_well(child: Child) -> Result<()> {
+    let output = end(child)?;
+    let complaint = tool::complaint(&output);
+    ensure!(output.status.success(), "{}: {complaint}", output.status);
+    Ok(())
+}
+
 pub(crate) fn killed(_: &mut Guest) -> Result<Outcome> {
     let path = tool::fresh("killed");
     let Some(child) = recorder(&path, &["-i", "100ms"])? else {
@@ -98,13 +115,7 @@ pub(crate) fn interrupted(_: &mut Guest) -> Result<Outcome> {
     };
     until_it_measures(&path)?;
     tool::signal(&child, libc::SIGINT);
-    let output = end(child)?;
-    ensure!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        tool::complaint(&output)
-    );
+    ends_well(child)?;
     let report = tool::report(&path)?;
     ensure!(
         report.0["recording"]["complete"] == true,
@@ -124,13 +135,7 @@ pub(crate) fn hung_up(_: &mut Guest) -> Result<Outcome> {
     tool::signal(&child, libc::SIGHUP);
     until_it_measures(&path)?;
     tool::signal(&child, libc::SIGINT);
-    let output = end(child)?;
-    ensure!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        tool::complaint(&output)
-    );
+    ends_well(child)?;
     let report = tool::report(&path)?;
     let end = &report.0["recording"]["end"];
     ensure!(end["signal"] == "SIGINT", "ended by {end}");
@@ -265,45 +270,21 @@ pub(crate) fn forwarded_in_terminal(_: &mut Guest) -> Result<Outcome> {
     let path = tool::fresh("terminal");
     let file = path.to_string_lossy();
     let record = ["record", "-i", "100ms", "-o", &file];
-    let load = [
-        tool::EXE,
-        guest::TOOL,
-        "stress",
-        "--threads",
-        "1",
-        "-d",
-        "1h",
-    ];
-    let args = [record.as_slice(), &QUICK, &["--"], &load].concat();
+    let args = [record.as_slice(), &QUICK, &["--"], &ENDLESS].concat();
     let terminal = Terminal::open()?;
     let child = terminal.start(tool::command(&args))?;
     until_it_measures(&path)?;
     // From elsewhere, where no key was pressed.
     tool::signal(&child, libc::SIGINT);
-    let output = end(child)?;
-    ensure!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        tool::complaint(&output)
-    );
+    ends_well(child)?;
     Ok(Outcome::Passed)
 }
 
 pub(crate) fn full_disk_with_command(_: &mut Guest) -> Result<Outcome> {
     let disk = SmallDisk::mount()?;
     let path = Path::new(disk.0.to_str()?).join("full.kct");
-    let load = [
-        tool::EXE,
-        guest::TOOL,
-        "stress",
-        "--threads",
-        "1",
-        "-d",
-        "1h",
-    ];
     let flags = ["-i", "10ms", "--"];
-    let Some(mut child) = recorder(&path, &[flags.as_slice(), &load].concat())? else {
+    let Some(mut child) = recorder(&path, &[flags.as_slice(), &ENDLESS].concat())? else {
         return no_tracepoints();
     };
     let stderr = child.stderr.take().context("stderr is a pipe")?;
