@@ -113,8 +113,8 @@ pub struct RareCounters {
 
 const _: () = assert!(size_of::<RareCounters>() == 32);
 
-/// Which cells have counted something on any CPU: not zero.
-pub type ActiveCells = [u32; cell::COUNT];
+/// Which cells have counted something on any CPU: not zero. With room for as many as a mask lets through.
+pub type ActiveCells = [u32; series::CELLS];
 
 /// The counters of one op on one CPU; cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -35,11 +35,13 @@ impl At {
     /// Of a spinlock, by the number of its role: all but those of blocks have a fixed address.
     #[inline(always)]
     pub(crate) fn of_spinlock(lock: u64, address: u64) -> Self {
-        Self::numbered(if lock == Lock::VmapBlock as u64 {
-            layout::hashed(address)
-        } else {
-            Self::number_of_fixed(lock, address)
-        })
+        let is_block = equal(lock, Lock::VmapBlock as u64);
+        let number = choose(
+            is_block,
+            layout::hashed(address),
+            Self::number_of_fixed(lock, address),
+        );
+        Self::numbered(number)
     }
 
     /// Of a spinlock that has a fixed address, by the number of its role.

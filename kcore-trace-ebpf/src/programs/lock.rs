@@ -47,10 +47,9 @@ impl Taken {
     /// one path for all of them.
     #[inline(always)]
     pub(crate) fn new(address: u64, lock: Lock, mode: Mode) -> Self {
-        let zero = record::unknown_zero();
         Self {
-            address: address.wrapping_add(zero),
-            lock: (lock as u64).wrapping_add(zero),
+            address: record::forget(address),
+            lock: record::forget(lock as u64),
             mode,
             spins: false,
             tries: false,
@@ -62,7 +61,7 @@ impl Taken {
     pub(crate) fn spinlock(address: u64, lock: Lock) -> Self {
         Self {
             address,
-            lock: (lock as u64).wrapping_add(record::unknown_zero()),
+            lock: record::forget(lock as u64),
             mode: Mode::Exclusive,
             spins: true,
             tries: false,
@@ -250,7 +249,7 @@ unsafe fn classify<const AUDITED: bool>(
         let cell = cell_by_site(taken, None, site_of::<AUDITED>(read, caller));
         return Class { cell, site: read };
     };
-    if let Some(cell) = cell_by_op(taken, live.op()) {
+    if let Some(cell) = cell_by_op(taken, live.op) {
         return Class { cell, site: read };
     }
     // SAFETY: as above.
@@ -267,7 +266,7 @@ unsafe fn classify<const AUDITED: bool>(
         op::learn(live, looks_up && intent == Intent::Read as u32);
         intent
     };
-    let cell = cell_of(taken, intent, live.op());
+    let cell = cell_of(taken, intent, live.op);
     Class { cell, site: read }
 }
 
@@ -321,7 +320,7 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
         node::acquired(cpu, index, || taken.address());
         let mut reader = reader::current(slot, here);
         if !AT_PLACE {
-            reader = record::forget(reader);
+            reader = record::forget_half(reader);
         }
         let waiting = slot::held(slot, taken.address(), state::WAITING);
         if let Some(waiting) = waiting {
@@ -419,7 +418,7 @@ pub(crate) fn trying(taken: Taken, here: Here, caller: Caller) {
             return;
         };
         (*room).cell = class.cell;
-        (*room).reader = record::forget(reader::current(slot, here)) as u16;
+        (*room).reader = record::forget_half(reader::current(slot, here)) as u16;
         since_now(slot, room);
     }
 }
@@ -555,7 +554,7 @@ unsafe fn failed(slot: *mut Slot, cpu: Cpu, taken: Taken, index: u32) {
 #[inline(always)]
 pub(crate) fn slow_path(at: At, address: u64, is_ours: bool) {
     // Forgotten, so that the verifier follows one path for both.
-    let cell = record::forget(if is_ours { 0 } else { cell::UNKNOWN });
+    let cell = record::forget_half(if is_ours { 0 } else { cell::UNKNOWN });
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
@@ -576,7 +575,7 @@ pub(crate) fn slow_path(at: At, address: u64, is_ours: bool) {
 /// from the stack.
 #[inline(always)]
 pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
-    let cell = record::forget(cell_by_site(taken, Some(stack.op), stack.site));
+    let cell = record::forget_half(cell_by_site(taken, Some(stack.op), stack.site));
     let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot is a map value.
     unsafe { wait_begins(slot, taken.address(), cell, None) };

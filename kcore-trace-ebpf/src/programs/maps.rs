@@ -13,7 +13,6 @@ use kcore_trace_ebpf::layout::{
     HolderStack, Holders, InsideCounters, NodeCounters, Octave, Place, RareCounters, ReaderRow,
     SITE_CACHE, SLOTS, SiteTable, Slot, WorstStacks, WorstTable, holder, series,
 };
-use kcore_trace_ebpf::words::cell;
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
 const MAPPABLE: u32 = 1 << 10;
@@ -30,7 +29,7 @@ pub(crate) static RARE: Array<RareCounters> = Array::with_max_entries(1, MAPPABL
 /// Which cells occur.
 #[unsafe(link_section = ".bss.active")]
 #[unsafe(no_mangle)]
-pub(crate) static ACTIVE: Shared<ActiveCells> = Shared::new([0; cell::COUNT]);
+pub(crate) static ACTIVE: Shared<ActiveCells> = Shared::new([0; series::CELLS]);
 
 /// The other counters, one element per possible CPU.
 #[map]

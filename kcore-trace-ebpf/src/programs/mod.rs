@@ -163,6 +163,15 @@ pub(crate) fn hidden(mut value: u64) -> u64 {
     value
 }
 
+/// The same value, calculated by here: the compiler puts calculations off to where the result is used, and what
+/// goes into them is then what the verifier compares where ways meet.
+#[inline(always)]
+pub(crate) fn calculated(mut value: u64) -> u64 {
+    // SAFETY: no instruction. Not pure, so that it stays where it is.
+    unsafe { asm!("/* {0} calculated */", inout(reg) value, options(nomem, nostack)) };
+    value
+}
+
 /// The highest bit: one if the value is negative. Hidden from the compiler, which would make a branch of
 /// what is done with it.
 #[inline(always)]

@@ -91,13 +91,13 @@ static CALLS_TO_LOOK_UP: Shared<u64> = Shared::new(0);
 pub(crate) fn tells_look_ups(live: Live) -> bool {
     // SAFETY: the word is a static.
     let calls = unsafe { read_volatile(CALLS_TO_LOOK_UP.get()) } != 0;
-    live.op() == Op::Free as u32 && (!is_set::<{ flag::FREES_READ }>() || calls)
+    live.op == Op::Free as u32 && (!is_set::<{ flag::FREES_READ }>() || calls)
 }
 
 /// An acquisition was looked up by its site: whether it was made by a look-up that was called.
 #[inline(always)]
 pub(crate) fn learn(live: Live, called: bool) {
-    if called && (live.function() == VFREE || live.function() == INNER_VFREE) {
+    if called && (live.function == VFREE || live.function == INNER_VFREE) {
         // SAFETY: the word is a static.
         unsafe { write_volatile(CALLS_TO_LOOK_UP.get(), 1) };
     }

@@ -10,13 +10,13 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use kcore_trace_ebpf::bucket;
 use kcore_trace_ebpf::layout::{
-    ActiveCells, CellCounters, Durations, OpCounters, RareCounters, miss, series,
+    CellCounters, Durations, OpCounters, RareCounters, flag, miss, series,
 };
 use kcore_trace_ebpf::words::{Lock, Op};
 
-use super::constants::times_cpus;
+use super::constants::{is_set, times_cpus};
 use super::maps::{ACTIVE, CELLS, COUNTERS, HIST_OF, HISTS, RARE};
-use super::{by_constant, hidden};
+use super::{by_constant, calculated, hidden};
 
 /// No role: of a lock that is not known.
 pub(crate) const NO_ROLE: u32 = u32::MAX;
@@ -49,10 +49,16 @@ pub(crate) fn cpu_id() -> u32 {
 /// The same value, of which the verifier knows nothing any more.
 ///
 /// It follows the paths to here one by one, and what comes after once for all whose values look the same
-/// to it.
+/// to it. By no sum: of one with a constant it remembers what it was added to (6.10 and later).
 #[inline(always)]
-pub(crate) fn forget(value: u32) -> u32 {
-    value.wrapping_add(unknown_zero() as u32)
+pub(crate) fn forget(value: u64) -> u64 {
+    calculated(value ^ unknown_zero())
+}
+
+/// The same of half a word.
+#[inline(always)]
+pub(crate) fn forget_half(value: u32) -> u32 {
+    forget(value.into()) as u32
 }
 
 /// The same cell, of which the verifier knows how many there are and no more.
@@ -63,7 +69,7 @@ pub(crate) fn masked(cell: u32) -> u32 {
 
 /// Zero, of which the verifier knows nothing.
 #[inline(always)]
-pub(crate) fn unknown_zero() -> u64 {
+fn unknown_zero() -> u64 {
     // SAFETY: the last two of a static, at a multiple of eight bytes: of a word of four it would know
     // how large it can be.
     unsafe {
@@ -75,7 +81,7 @@ pub(crate) fn unknown_zero() -> u64 {
 /// The number of a role, or [`NO_ROLE`], as [`forget`] leaves it.
 #[inline(always)]
 pub(crate) fn role(lock: Option<Lock>) -> u32 {
-    forget(lock.map_or(NO_ROLE, |lock| lock as u32))
+    forget_half(lock.map_or(NO_ROLE, |lock| lock as u32))
 }
 
 impl Cpu {
@@ -202,13 +208,28 @@ pub(crate) fn counters(of_cell: u32) -> Option<*mut CellCounters> {
     CELLS.get_ptr_mut(of_cell)
 }
 
-/// A wait ended with the lock. A function, since the verifier follows what comes after once for each way
-/// out.
+/// A wait ended with the lock.
+#[inline(always)]
+pub(crate) fn waited(cell: u32, ns: u64) {
+    if is_set::<{ flag::EVERY_ACQUISITION }>() {
+        waited_before_more(cell, ns);
+    } else {
+        count_wait(cell, ns);
+    }
+}
+
+/// A function, since the verifier follows what comes after once for each way out.
 #[inline(never)]
-pub(crate) fn waited(cell: u32, ns: u64) -> u64 {
+fn waited_before_more(cell: u32, ns: u64) -> u64 {
+    count_wait(cell, ns);
+    0
+}
+
+#[inline(always)]
+fn count_wait(cell: u32, ns: u64) {
     let cpu = cpu();
     let (Some(counters), Some(rare)) = (cpu.cell(cell), cpu.rare(cell)) else {
-        return 0;
+        return;
     };
     // SAFETY: map values.
     unsafe {
@@ -223,19 +244,14 @@ pub(crate) fn waited(cell: u32, ns: u64) -> u64 {
         }
     }
     cpu.histogram(Series::wait(cell), ns);
-    0
 }
 
-/// Something is counted in a cell, perhaps for the first time: userspace is to look at it. A function for
-/// the same reason.
-#[inline(never)]
-pub(crate) fn occurs(cell: u32) -> u64 {
-    let offset = hidden(u64::from(cell) * size_of::<u32>() as u64) as usize;
-    if offset <= size_of::<ActiveCells>() - size_of::<u32>() {
-        // SAFETY: the cell is inside the static.
-        unsafe { write_volatile(ACTIVE.get().cast::<u32>().byte_add(offset), 1) };
-    }
-    0
+/// Something is counted in a cell, perhaps for the first time: userspace is to look at it.
+#[inline(always)]
+pub(crate) fn occurs(cell: u32) {
+    let number = masked(cell) as usize;
+    // SAFETY: the cell is inside the static.
+    unsafe { write_volatile(ACTIVE.get().cast::<u32>().add(number), 1) };
 }
 
 static SHORT: [u8; bucket::SHORT.len()] = bucket::SHORT;

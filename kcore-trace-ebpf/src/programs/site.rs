@@ -104,11 +104,17 @@ fn unpack(packed: u64) -> Site {
     }
 }
 
+/// The answer for an address that is not remembered. A function, since an acquisition asks in several places.
+#[inline(never)]
+fn look_up(address: u64) -> u64 {
+    search(address)
+}
+
 /// Halves the table without a branch: each would double the paths that the verifier follows.
 /// Where the search begins is read from the table, so that the verifier does not know it either and
 /// sees the same state whichever way it goes.
-#[inline(never)]
-fn look_up(address: u64) -> u64 {
+#[inline(always)]
+fn search(address: u64) -> u64 {
     // A call may be the last instruction of its function; the byte before belongs to it.
     let address = address.wrapping_sub(1);
     // SAFETY: a word of a static, which is written before any program runs.
@@ -203,7 +209,7 @@ fn behind_trampoline(ctx: Context, function: u64) -> u64 {
     };
     let own_head = head_or_caller.wrapping_sub(function) < ENTRY_BYTES;
     let found = if own_head { caller } else { head_or_caller };
-    if is_text(found) { found } else { 0 }
+    record::forget(if is_text(found) { found } else { 0 })
 }
 
 /// The innermost vmalloc function of a stack, and the op of the outermost.
@@ -235,11 +241,9 @@ pub(crate) fn stack(ctx: Context) -> Option<Stack> {
         missing |= is_of_another(entry, frame);
         found.pass(answer(entry));
     }
-    let found = Walked::of_word(if missing == 0 {
-        found.word()
-    } else {
-        look_all_up(frames)
-    });
+    if missing != 0 {
+        found = look_all_up(frames);
+    }
     if found.innermost & NOWHERE != 0 {
         return None;
     }
@@ -249,17 +253,16 @@ pub(crate) fn stack(ctx: Context) -> Option<Stack> {
     })
 }
 
-/// What is known of a stack of which all frames were looked up, whatever is remembered. A function, since
-/// otherwise the verifier followed each of these searches for both ways out of the one before.
-#[inline(never)]
-fn look_all_up(frames: &[u64; FRAMES]) -> u64 {
+/// What is known of a stack of which all frames were looked up, whatever is remembered.
+#[inline(always)]
+fn look_all_up(frames: &[u64; FRAMES]) -> Walked {
     let mut found = Walked::begin();
     for &frame in frames {
-        let site = look_up(frame);
+        let site = search(frame);
         remember(frame, site);
         found.pass(site);
     }
-    found.word()
+    found
 }
 
 /// What is known of a stack so far, from the innermost frame outwards.
@@ -274,8 +277,8 @@ impl Walked {
     #[inline(always)]
     fn begin() -> Self {
         Self {
-            innermost: NOWHERE.wrapping_add(record::unknown_zero()),
-            op: (Op::Other as u64).wrapping_add(record::unknown_zero()),
+            innermost: record::forget(NOWHERE),
+            op: record::forget(Op::Other as u64),
         }
     }
 
@@ -297,19 +300,6 @@ impl Walked {
             | (taking & (called ^ 1)) << DIRECTLY_BIT;
         self.innermost = choose(is_first, site_here, self.innermost);
         self.op = choose(has_op & !is_nowhere, site & 0xff, self.op);
-    }
-
-    #[inline(always)]
-    fn word(self) -> u64 {
-        self.op << 32 | self.innermost
-    }
-
-    #[inline(always)]
-    fn of_word(word: u64) -> Self {
-        Self {
-            innermost: word & 0xffff_ffff,
-            op: word >> 32,
-        }
     }
 }
 

@@ -9,6 +9,8 @@
 //! its frame on the same stack, so a missed exit heals by itself, and an interrupt, which has a
 //! stack of its own (x86-64: `irq_stack_union`), is never taken for the task below it.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state};
 use kcore_trace_ebpf::words::cell;
@@ -207,9 +209,10 @@ unsafe fn is_abandoned(slot: *const Slot, now: u64) -> u64 {
 unsafe fn clear(slot: *mut Slot) {
     // SAFETY: the caller passes a map value.
     unsafe {
-        (*slot).block_scope = 0;
-        (*slot).look_up = 0;
-        (*slot).in_use = 0;
+        // Volatile, or the compiler calls a function that writes all four.
+        write_volatile(&raw mut (*slot).block_scope, 0);
+        write_volatile(&raw mut (*slot).in_use, 0);
+        write_volatile(&raw mut (*slot).look_up, 0);
         (*slot).ops[0].frame = 0;
         (*slot).ops[1].frame = 0;
         (*slot).read.frame = 0;
@@ -254,22 +257,24 @@ pub(crate) fn spans(frame: u64) -> bool {
     frame & 1 != 0
 }
 
-/// An op that is going on, in a map value.
+/// An op that is going on. Not where it is remembered, which the verifier would tell apart.
 #[derive(Clone, Copy)]
-pub(crate) struct Live(*const OpFrame);
+pub(crate) struct Live {
+    pub(crate) op: u32,
+    /// Which of its functions was entered.
+    pub(crate) function: u32,
+}
 
 impl Live {
     #[inline(always)]
-    pub(crate) fn op(self) -> u32 {
-        // SAFETY: it lies in a map value.
-        unsafe { (*self.0).op }
-    }
-
-    /// Which of its functions was entered.
-    #[inline(always)]
-    pub(crate) fn function(self) -> u32 {
-        // SAFETY: it lies in a map value.
-        unsafe { (*self.0).function }
+    fn of(frame: &OpFrame) -> Self {
+        // SAFETY: words of a map value. Volatile, or the compiler reads them where it has forgotten which.
+        unsafe {
+            Self {
+                op: read_volatile(&raw const frame.op),
+                function: read_volatile(&raw const frame.function),
+            }
+        }
     }
 }
 
@@ -283,9 +288,9 @@ pub(crate) unsafe fn live_op(slot: *const Slot, sp: u64) -> Option<Live> {
     unsafe {
         let [task, interrupt] = &(*slot).ops;
         if is_live(task.frame, sp) {
-            Some(Live(task))
+            Some(Live::of(task))
         } else if is_live(interrupt.frame, sp) {
-            Some(Live(interrupt))
+            Some(Live::of(interrupt))
         } else {
             None
         }

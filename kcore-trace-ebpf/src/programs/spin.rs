@@ -85,7 +85,7 @@ fn identify(pointer: u64, here: Here, caller: Caller) -> Option<Taken> {
     if let Some(lock) = role(pointer) {
         let address = match caller {
             // Of a number the verifier knows which one it is, once it is found to be a lock of ours.
-            Caller::Probe(_) => pointer.wrapping_add(record::unknown_zero()),
+            Caller::Probe(_) => record::forget(pointer),
             _ => pointer,
         };
         return Some(Taken::spinlock(address, lock));

@@ -102,6 +102,7 @@ fn begin(ctx: Context) {
     }
     // Before the stack is walked, so that the verifier follows the walk once for all roles.
     let known = record::role(known(lock));
+    let lock = record::forget(lock);
     let Some(stack) = site::stack(ctx) else {
         return;
     };
