@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustc_hash::FxHashMap;
 
 /// Where the kernel shows its own types.
 pub const PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -220,7 +221,8 @@ impl<'a> Table<'a> {
 
     /// Where in the strings the wanted names are, ascending.
     fn offsets_of<'w>(&self, wanted: &HashSet<&'w str>) -> Vec<(u32, &'w str)> {
-        let wanted: HashMap<&[u8], &str> =
+        // Asked for every name of the kernel.
+        let wanted: FxHashMap<&[u8], &str> =
             wanted.iter().map(|name| (name.as_bytes(), *name)).collect();
         let longest = wanted.keys().map(|name| name.len()).max().unwrap_or(0);
         let mut found = Vec::new();

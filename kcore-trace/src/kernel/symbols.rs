@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
 use anyhow::{Context as _, Result};
+use rustc_hash::FxHashSet;
 
 /// Where the kernel lists its symbols.
 pub const PATH: &str = "/proc/kallsyms";
@@ -46,7 +47,8 @@ impl Symbols {
     ///
     /// Those of `lines`.
     pub fn parse(mut lines: impl BufRead, wanted: &HashSet<&str>) -> io::Result<Self> {
-        let wanted: HashSet<&[u8]> = wanted.iter().map(|name| name.as_bytes()).collect();
+        // Asked for every symbol of the kernel.
+        let wanted: FxHashSet<&[u8]> = wanted.iter().map(|name| name.as_bytes()).collect();
         let longest = wanted.iter().map(|name| name.len()).max().unwrap_or(0);
         let mut symbols = Self::default();
         let mut line = Vec::new();
@@ -273,9 +275,13 @@ impl<'a> Line<'a> {
 }
 
 fn hexadecimal(digits: &[u8]) -> Option<u64> {
-    let digit = |byte: &u8| (*byte as char).to_digit(16);
-    digits.iter().try_fold(0u64, |number, byte| {
-        Some(number << 4 | u64::from(digit(byte)?))
+    // Letters have bit 6 and count from one, where decimal digits count from zero.
+    let digit = |byte: &u8| u64::from((byte & 0xf) + (byte >> 6) * 9);
+    let are_digits = digits.iter().all(u8::is_ascii_hexdigit);
+    are_digits.then(|| {
+        digits
+            .iter()
+            .fold(0, |number, byte| number << 4 | digit(byte))
     })
 }
 
