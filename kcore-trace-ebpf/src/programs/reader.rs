@@ -22,7 +22,8 @@ use kcore_trace_ebpf::words::{Lock, Source};
 use super::constants::{is_set, reads};
 use super::maps;
 use super::record::{self, add};
-use super::slot::{self, Here};
+use super::slot::{self, Here, equal};
+use super::{choose, sign};
 
 /// A row that nobody has touched for so long may go to another reader.
 const IDLE_NS: u64 = 2_000_000_000;
@@ -42,47 +43,64 @@ fn comm() -> [u64; 2] {
     comm
 }
 
-/// The row of the current process. A function, since the verifier follows what comes after once for
-/// each of its ways out if they leave different registers.
-#[inline(never)]
+/// No row at all.
+const NONE: u64 = u32::MAX as u64;
+
+/// The row of the current process.
+#[inline(always)]
 pub(crate) fn row(owner: u64) -> u32 {
     let comm = comm();
     let hash = owner.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let first = hash as u32 & (READERS - 1) & !(READER_WAYS - 1);
-    for way in 0..READER_WAYS {
-        if let Some(row) = maps::READERS.get_ptr_mut(first | way) {
-            // SAFETY: a map value.
-            unsafe {
-                if (*row).owner == owner && (*row).comm[0] == comm[0] && (*row).comm[1] == comm[1] {
-                    return first | way;
-                }
-            }
+    let first = hash & u64::from((READERS - 1) & !(READER_WAYS - 1));
+    let mine = search(first, |row| {
+        // SAFETY: a map value.
+        unsafe {
+            equal((*row).owner, owner)
+                & equal((*row).comm[0], comm[0])
+                & equal((*row).comm[1], comm[1])
         }
+    });
+    if mine != NONE {
+        return mine as u32;
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     // A free row before one that another may come back to.
-    for idle in [false, true] {
-        for way in 0..READER_WAYS {
-            if let Some(row) = maps::READERS.get_ptr_mut(first | way) {
-                // SAFETY: a map value.
-                unsafe {
-                    if (*row).owner == 0 || (idle && is_idle(row, now)) {
-                        take_over(row, owner, comm, now);
-                        return first | way;
-                    }
-                }
-            }
-        }
-    }
-    record::miss(miss::NO_READER);
-    others(owner)
+    // SAFETY: map values.
+    let free = search(first, |row| unsafe { equal((*row).owner, 0) });
+    let idle = search(first, |row| unsafe { is_idle(row, now) });
+    let number = choose(equal(free, NONE), idle, free) as u32;
+    let Some(row) = maps::READERS.get_ptr_mut(number) else {
+        record::miss(miss::NO_READER);
+        return others(owner);
+    };
+    // SAFETY: a map value.
+    unsafe { take_over(row, owner, comm, now) };
+    number
 }
 
+/// The first row of a set of which the bit is set, or [`NONE`]; without a branch for each.
 #[inline(always)]
-unsafe fn is_idle(row: *const ReaderRow, now: u64) -> bool {
+fn search(first: u64, bit: impl Fn(*const ReaderRow) -> u64) -> u64 {
+    let mut found = NONE;
+    for way in (0..u64::from(READER_WAYS)).rev() {
+        let number = first | way;
+        if let Some(row) = maps::READERS.get_ptr(number as u32) {
+            found = choose(bit(row), number, found);
+        }
+    }
+    found
+}
+
+/// One if nobody has touched the row for a while and userspace has read it whole, else zero.
+#[inline(always)]
+unsafe fn is_idle(row: *const ReaderRow, now: u64) -> u64 {
     // SAFETY: the caller passes a map value.
-    unsafe { (*row).seen_ns == (*row).touched_ns && now.wrapping_sub((*row).touched_ns) > IDLE_NS }
+    unsafe {
+        let is_read = equal((*row).seen_ns, (*row).touched_ns);
+        let untouched_ns = now.wrapping_sub((*row).touched_ns);
+        is_read & sign(IDLE_NS.wrapping_sub(untouched_ns))
+    }
 }
 
 /// The row of those without one, for the file that the owner reads.
