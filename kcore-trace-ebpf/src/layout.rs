@@ -1007,7 +1007,9 @@ pub mod flag {
     pub const HOLDS_AT_PLACE: usize = 12;
     /// Offset of `task_struct.pid`, which `tgid` follows, plus one; zero where it is not known.
     pub const TASK_IDS: usize = 13;
-    pub const COUNT: usize = 14;
+    /// Somebody reads what programs log.
+    pub const LOGS: usize = 14;
+    pub const COUNT: usize = 15;
 }
 
 /// Bytes at the head of a function within which the call to its tracer returns.

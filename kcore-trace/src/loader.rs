@@ -681,6 +681,7 @@ impl Constants {
             constants.flags[flag::COUNT_OFFSET] = offset + 1;
         }
         constants.flags[flag::STACKS] = plan.stacks.into();
+        constants.flags[flag::LOGS] = (diagnostics::kernel_level() > 0).into();
         // A stack belongs to a hold of a task. An audit asks how many spinlocks a task holds, which few
         // places tell if they know tasks, and those of many nodes do not.
         let few = constants.nodes[node::SPAN] == 0 && facts.contexts.task_ids.is_some();

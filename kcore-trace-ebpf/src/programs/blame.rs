@@ -23,24 +23,23 @@ pub(crate) fn counts() -> bool {
 
 static PLACES: [u8; Lock::COUNT] = blame::PLACES;
 
-/// A wait ended with the lock, where holders are known. A function, since the verifier follows what comes
-/// after once for each way out.
-#[inline(never)]
-pub(crate) fn waited(cell: u32, holder: u32, wait_ns: u64) -> u64 {
+/// A wait ended with the lock, where holders are known.
+#[inline(always)]
+pub(crate) fn waited(cell: u32, holder: u32, wait_ns: u64) {
     let lock = hidden(blame::lock(cell.into()));
     if lock >= Lock::COUNT as u64 {
-        return 0;
+        return;
     }
     // SAFETY: the lock is inside the table.
     let place = unsafe { read_volatile(PLACES.as_ptr().add(lock as usize)) };
     let row = blame::row(place.into(), blame::purpose(cell.into()));
     let Some(row) = BLAME.get_ptr_mut(times_cpus(row as u32).wrapping_add(record::cpu_id())) else {
-        return 0;
+        return;
     };
     // Hidden last: a check of another copy is none for the verifier.
     let offset = hidden(u64::from(holder) * size_of::<u32>() as u64) as usize;
     if offset >= blame::HOLDERS * size_of::<u32>() {
-        return 0;
+        return;
     }
     // SAFETY: the row is a map value; the holder is inside both arrays, of four and of eight bytes each.
     unsafe {
@@ -49,5 +48,4 @@ pub(crate) fn waited(cell: u32, holder: u32, wait_ns: u64) -> u64 {
         let sums = (&raw mut (*row).wait_sum_ns).cast::<u64>();
         record::add(sums.byte_add(2 * offset), wait_ns);
     }
-    0
 }

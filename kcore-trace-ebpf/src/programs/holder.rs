@@ -32,7 +32,7 @@ const TOLD: u32 = 16;
 pub(crate) struct At(*mut Place);
 
 impl At {
-    /// Of a spinlock, by the number of its role: all but those of blocks have a fixed address.
+    /// Of a spinlock, by the number of its role: all but those of blocks have a fixed address. Without a branch.
     #[inline(always)]
     pub(crate) fn of_spinlock(lock: u64, address: u64) -> Self {
         let is_block = equal(lock, Lock::VmapBlock as u64);
@@ -276,8 +276,8 @@ unsafe fn is_of(place: *const Place, address: u64) -> bool {
 }
 
 /// Tells those who asked for the next holder, the last one first.
-#[inline(never)]
-fn answer(at: At, address: u64) -> u64 {
+#[inline(always)]
+fn answer(at: At, address: u64) {
     let At(place) = at;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
@@ -304,7 +304,6 @@ fn answer(at: At, address: u64) -> u64 {
             waits_for(place, number);
         }
     }
-    0
 }
 
 /// A holder releases it: the turn is over, if nobody shares it any more.
@@ -467,9 +466,8 @@ fn with_ids(holder: Holder) -> Holder {
     Holder { task, ..holder }
 }
 
-/// Process and thread of a task that is known by them or by its address; zero if they cannot be read. A
-/// function, since the verifier follows what comes after once for each way out.
-#[inline(never)]
+/// Process and thread of a task that is known by them or by its address; zero if they cannot be read.
+#[inline(always)]
 fn ids(task: u64) -> u64 {
     if task >> 63 == 0 {
         return task;

@@ -121,6 +121,16 @@ impl Taken {
     /// Where its holder is kept.
     #[inline(always)]
     fn at(self) -> At {
+        if self.has_place() {
+            At::fixed(self.lock, self.address())
+        } else {
+            At::hashed(self.address())
+        }
+    }
+
+    /// The same of a lock that was waited for: much comes after, which the verifier would follow twice.
+    #[inline(always)]
+    fn at_of_waited(self) -> At {
         if self.spins {
             At::of_spinlock(self.lock, self.address())
         } else {
@@ -148,7 +158,9 @@ fn site(address: u64) -> Site {
         Some(site) => site,
         None => {
             record::miss(miss::UNKNOWN_SITE);
-            say_unknown(address.wrapping_sub(kernel::<{ text::START }>()));
+            if is_set::<{ flag::LOGS }>() {
+                say_unknown(address.wrapping_sub(kernel::<{ text::START }>()));
+            }
             site::UNKNOWN
         }
     }
@@ -326,7 +338,14 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
         if let Some(waiting) = waiting {
             (*waiting).reader = reader as u16;
             let wait_ns = now().wrapping_sub((*waiting).since_ns);
-            wait_ended(taken.at(), caller.context(), cpu, waiting, index, wait_ns);
+            wait_ended(
+                taken.at_of_waited(),
+                caller.context(),
+                cpu,
+                waiting,
+                index,
+                wait_ns,
+            );
         }
         if AT_PLACE && taken.has_place() {
             if let Some(waiting) = waiting {

@@ -9,12 +9,10 @@ use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::layout::{
-    CellCounters, Durations, OpCounters, RareCounters, flag, miss, series,
-};
+use kcore_trace_ebpf::layout::{CellCounters, Durations, OpCounters, RareCounters, miss, series};
 use kcore_trace_ebpf::words::{Lock, Op};
 
-use super::constants::{is_set, times_cpus};
+use super::constants::times_cpus;
 use super::maps::{ACTIVE, CELLS, COUNTERS, HIST_OF, HISTS, RARE};
 use super::{by_constant, calculated, hidden};
 
@@ -211,22 +209,6 @@ pub(crate) fn counters(of_cell: u32) -> Option<*mut CellCounters> {
 /// A wait ended with the lock.
 #[inline(always)]
 pub(crate) fn waited(cell: u32, ns: u64) {
-    if is_set::<{ flag::EVERY_ACQUISITION }>() {
-        waited_before_more(cell, ns);
-    } else {
-        count_wait(cell, ns);
-    }
-}
-
-/// A function, since the verifier follows what comes after once for each way out.
-#[inline(never)]
-fn waited_before_more(cell: u32, ns: u64) -> u64 {
-    count_wait(cell, ns);
-    0
-}
-
-#[inline(always)]
-fn count_wait(cell: u32, ns: u64) {
     let cpu = cpu();
     let (Some(counters), Some(rare)) = (cpu.cell(cell), cpu.rare(cell)) else {
         return;

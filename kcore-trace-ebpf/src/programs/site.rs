@@ -53,7 +53,7 @@ fn packed(address: u64) -> u64 {
     if is_of_another(entry, address) == 0 {
         return answer(entry);
     }
-    let packed = look_up(address);
+    let packed = search(address);
     remember(address, packed);
     packed
 }
@@ -104,13 +104,7 @@ fn unpack(packed: u64) -> Site {
     }
 }
 
-/// The answer for an address that is not remembered. A function, since an acquisition asks in several places.
-#[inline(never)]
-fn look_up(address: u64) -> u64 {
-    search(address)
-}
-
-/// Halves the table without a branch: each would double the paths that the verifier follows.
+/// The answer for an address that is not remembered. Halves the table without a branch: each would double the paths that the verifier follows.
 /// Where the search begins is read from the table, so that the verifier does not know it either and
 /// sees the same state whichever way it goes.
 #[inline(always)]

@@ -29,31 +29,24 @@ const PART: u64 = 8;
 /// Or if none was left for so long: to take one costs about a microsecond, during which others wait.
 const SELDOM_NS: u64 = 1_000_000;
 
-/// A wait ended with the lock, which is counted under that cell. A function, since the verifier
-/// follows what comes after once for each of its ways out if they leave different registers.
+/// A wait ended with the lock, which is counted under that cell.
 ///
 /// # Safety
 /// `held` lies in a map value.
-#[inline(never)]
-pub(crate) unsafe fn waited(
-    at: At,
-    ctx: Context,
-    held: *const Held,
-    cell: u32,
-    wait_ns: u64,
-) -> u64 {
+#[inline(always)]
+pub(crate) unsafe fn waited(at: At, ctx: Context, held: *const Held, cell: u32, wait_ns: u64) {
     let id = record::cpu_id();
     let Some(table) = maps::WORST.get_ptr_mut(id) else {
-        return 0;
+        return;
     };
     // SAFETY: a map value, and one that the caller vouches for.
     unsafe {
         if wait_ns <= (*table).least_ns {
-            return 0;
+            return;
         }
         if (*table).busy != 0 {
             record::miss(miss::WORST_BUSY);
-            return 0;
+            return;
         }
         write_volatile(&raw mut (*table).busy, 1);
         let slept_ns = (*held).slept_ns;
@@ -89,7 +82,6 @@ pub(crate) unsafe fn waited(
         }
         write_volatile(&raw mut (*table).busy, 0);
     }
-    0
 }
 
 /// Keeps where the waiter is, beside its wait, and where the holder was that had that turn, if it is
@@ -186,7 +178,7 @@ pub(crate) unsafe fn released(at: At, ctx: Context, held: *const Held, end_ns: u
 }
 
 /// The number of the shortest wait of a table; without a branch for each.
-#[inline(never)]
+#[inline(always)]
 unsafe fn shortest(table: *mut WorstTable) -> u64 {
     let (mut least, mut place) = (u64::MAX >> 1, 0);
     for index in 0..WORST {
