@@ -2,7 +2,9 @@
 //!
 //! In: the tool and the peers. Out: for each way of watching the operations a second of the same
 //! load, several times, in turns with the load alone, so that what else the machine does falls on
-//! all alike; what is compared is the median of the ratios within a turn.
+//! all alike; what is compared is the median of the ratios within a turn. And, in runs of their own, since it
+//! costs something too, how long the programs ran as the kernel times them, which what else the machine does
+//! moves least.
 
 use std::{
     collections::BTreeMap,
@@ -48,6 +50,9 @@ pub(crate) struct Run {
     pub(crate) ops_per_s: f64,
     /// Seconds from exec to the start of the load.
     pub(crate) ready_s: f64,
+    /// Part of the time of all CPUs that programs ran, in a run in which the kernel timed them.
+    #[serde(default)]
+    pub(crate) programs: Option<f64>,
 }
 
 /// What came of each way of watching in a turn, or why nothing did.
@@ -63,18 +68,33 @@ pub(crate) struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// Runs the load once while that watches.
+    /// Runs the load while that watches: alone, and where programs run, once more with the kernel timing them.
     pub(crate) fn run(&self, watch: Watch) -> Result<Run> {
+        let (rate, times) = self.load(watch, false)?;
+        let programs = match watch {
+            Watch::Nothing => None,
+            _ => Some(share_of_cpus(&self.load(watch, true)?.1).context("no times of programs")?),
+        };
+        Ok(Run {
+            ops_per_s: rate,
+            ready_s: seconds_between(&times).context("the load left no times")?,
+            programs,
+        })
+    }
+
+    /// Runs the load once while that watches: its rate, and what times its clock left.
+    fn load(&self, watch: Watch, times_programs: bool) -> Result<(f64, String)> {
         mount_tracefs()?;
         let clock = self.folder.join("clock");
         let recording = self.folder.join("host.kct");
         let [tool, clock_path, recording] =
             [self.tool, &clock, &recording].map(|path| path.display().to_string());
         let began = now()?;
-        let mut load: Vec<String> = [&tool, "--bench-clock", &clock_path, &began, "--"]
+        let mut load: Vec<String> = [&tool, "--bench-clock", &clock_path, &began]
             .map(str::to_owned)
             .into();
-        load.extend([&tool, "kcore-trace", "stress", "--maps", "4", "-d"].map(str::to_owned));
+        load.extend(times_programs.then(|| "programs".to_owned()));
+        load.extend(["--", &tool, "kcore-trace", "stress", "--maps", "4", "-d"].map(str::to_owned));
         load.push(format!("{}s", self.seconds));
         let words = match watch {
             Watch::Nothing => load,
@@ -103,10 +123,8 @@ impl Host<'_> {
         };
         let output = as_root(&words)?;
         let times = fs::read_to_string(&clock).context("the load left no times")?;
-        Ok(Run {
-            ops_per_s: rate(&output).with_context(|| format!("no rate in: {output}"))?,
-            ready_s: seconds_between(&times).context("the load left no times")?,
-        })
+        let rate = rate(&output).with_context(|| format!("no rate in: {output}"))?;
+        Ok((rate, times))
     }
 }
 
@@ -122,12 +140,14 @@ fn mount_tracefs() -> Result<()> {
 /// The machine, in a few words.
 pub(crate) fn machine() -> String {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpus = text("/proc/cpuinfo");
-    let model = cpus.lines().find(|line| line.starts_with("model name"));
+    let processors = text("/proc/cpuinfo");
+    let model = processors
+        .lines()
+        .find(|line| line.starts_with("model name"));
     let model = model
         .and_then(|line| line.split_once(": "))
         .map_or("", |(_, model)| model);
-    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = cpus();
     let release = text("/proc/sys/kernel/osrelease");
     format!("{count} CPUs, {model}, Linux {}", release.trim())
 }
@@ -161,10 +181,29 @@ fn rate(output: &str) -> Option<f64> {
     rest.rsplit(' ').next()?.parse().ok()
 }
 
-/// Seconds between the two times of a line.
+/// Seconds between the first two times of a line.
 fn seconds_between(line: &str) -> Option<f64> {
-    let (began, ready) = line.trim().split_once(' ')?;
-    Some((ready.parse::<f64>().ok()? - began.parse::<f64>().ok()?) / 1e9)
+    let [began, ready, ..] = numbers(line)[..] else {
+        return None;
+    };
+    Some((ready - began) / 1e9)
+}
+
+/// The part of the time of all CPUs that programs ran, by the last two times of a line.
+fn share_of_cpus(line: &str) -> Option<f64> {
+    let [_, _, took, programs] = numbers(line)[..] else {
+        return None;
+    };
+    Some(programs / took / cpus() as f64)
+}
+
+fn numbers(line: &str) -> Vec<f64> {
+    let words = line.split_ascii_whitespace();
+    words.filter_map(|word| word.parse().ok()).collect()
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// The median of some numbers.
@@ -181,6 +220,14 @@ mod tests {
         let line = "Attaching 2 probes...\nmaps             4 processes       335756 ops      4.001 s        83918 ops/s\n";
         assert_eq!(rate(line), Some(83918.0));
         assert_eq!(rate("maps of nothing"), None);
+    }
+
+    #[test]
+    fn times_are_read_from_the_line_of_the_clock() {
+        let line = "1000000000 1500000000 4000000000 100000000";
+        assert_eq!(seconds_between(line), Some(0.5));
+        assert_eq!(share_of_cpus(line), Some(0.025 / cpus() as f64));
+        assert_eq!(share_of_cpus("1000000000 1500000000"), None);
     }
 
     #[test]

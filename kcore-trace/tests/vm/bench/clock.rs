@@ -1,9 +1,12 @@
-//! When a command began, by the clock that all processes share.
+//! When a command began, by the clock that all processes share, and how long programs ran meanwhile.
 //!
-//! In: a file's path, when whatever is around this was started, and a command. Out: the file, with
-//! both times.
+//! In: a file's path, when whatever is around this was started, perhaps the word `programs`, and a command.
+//! Out: the file, with both times; behind them, if it was asked for, the nanoseconds that the command took and
+//! those that BPF programs ran on all CPUs together, as the kernel times them.
 
 use anyhow::{Context as _, Result};
+use aya::programs::loaded_programs;
+use aya::sys::{Stats, enable_stats};
 
 use super::Wrapped;
 use super::rounds::now;
@@ -12,7 +15,26 @@ pub(super) const NAME: &str = "--bench-clock";
 
 pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
     let path = wrapped.argument(0)?;
-    let times = format!("{} {}", wrapped.argument(1)?, now().as_nanos());
-    std::fs::write(path, times).with_context(|| format!("failed to write {path}"))?;
-    wrapped.run()
+    let mut times = format!("{} {}", wrapped.argument(1)?, now().as_nanos());
+    let keep = |times: &str| {
+        std::fs::write(path, times).with_context(|| format!("failed to write {path}"))
+    };
+    keep(&times)?;
+    if wrapped.argument(2).is_err() {
+        return wrapped.run();
+    }
+    let timing = enable_stats(Stats::RunTime).context("the kernel times no programs")?;
+    let (began, before) = (now(), run_time_ns()?);
+    let code = wrapped.run()?;
+    let (took, programs) = (now() - began, run_time_ns()? - before);
+    drop(timing);
+    times.push_str(&format!(" {} {programs}", took.as_nanos()));
+    keep(&times)?;
+    Ok(code)
+}
+
+/// How long all programs that are loaded have run.
+fn run_time_ns() -> Result<u128> {
+    let times = loaded_programs().map(|program| Ok(program?.run_time().as_nanos()));
+    times.sum()
 }

@@ -21,6 +21,10 @@ pub(crate) struct HostLine {
     pub(crate) lost: Option<f64>,
     /// By what the other tool loses.
     pub(crate) lost_by_bpftrace: Option<f64>,
+    /// Part of the time of all CPUs that programs ran, the median of the turns.
+    pub(crate) programs: Option<f64>,
+    /// By what the programs of the other tool ran.
+    pub(crate) programs_by_bpftrace: Option<f64>,
     /// Seconds from exec to the start of the load.
     pub(crate) ready_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,22 +40,27 @@ impl Host {
     pub(crate) fn of(ledger: &Ledger) -> Self {
         let turns = ledger.turns();
         let lost = |watch: Watch| host::median(losses(turns, watch));
+        let runs = |watch: Watch| {
+            let turns = turns.iter();
+            turns.filter_map(move |turn| turn.get(watch.name())?.as_ref().ok())
+        };
+        let programs =
+            |watch: Watch| host::median(runs(watch).filter_map(|run| run.programs).collect());
         let rows = Watch::ALL.map(|watch| {
-            let runs = || {
-                turns
-                    .iter()
-                    .filter_map(|turn| turn.get(watch.name())?.as_ref().ok())
-            };
             let reason = turns
                 .iter()
                 .find_map(|turn| turn.get(watch.name())?.as_ref().err());
             HostLine {
                 name: watch.name(),
-                turns: runs().count(),
-                ops_per_s: host::median(runs().map(|run| run.ops_per_s).collect()),
+                turns: runs(watch).count(),
+                ops_per_s: host::median(runs(watch).map(|run| run.ops_per_s).collect()),
                 lost: lost(watch),
                 lost_by_bpftrace: lost(watch).zip(lost(Watch::Bpftrace)).map(|(a, b)| a / b),
-                ready_s: host::median(runs().map(|run| run.ready_s).collect()),
+                programs: programs(watch),
+                programs_by_bpftrace: programs(watch)
+                    .zip(programs(Watch::Bpftrace))
+                    .map(|(a, b)| a / b),
+                ready_s: host::median(runs(watch).map(|run| run.ready_s).collect()),
                 reason: reason.cloned(),
             }
         });
@@ -79,8 +88,15 @@ impl fmt::Display for Host {
         )?;
         writeln!(
             f,
-            "  {:16} {:>5} {:>10} {:>8} {:>12} {:>9}",
-            "", "turns", "ops/s", "lost", "by bpftrace", "attached"
+            "  {:16} {:>5} {:>10} {:>8} {:>12} {:>14} {:>12} {:>9}",
+            "",
+            "turns",
+            "ops/s",
+            "lost",
+            "by bpftrace",
+            "programs' time",
+            "by bpftrace",
+            "attached"
         )?;
         for line in &self.rows {
             if let Some(reason) = &line.reason {
@@ -88,12 +104,14 @@ impl fmt::Display for Host {
             }
             writeln!(
                 f,
-                "  {:16} {:>5} {:>10} {:>8} {:>12} {:>9}",
+                "  {:16} {:>5} {:>10} {:>8} {:>12} {:>14} {:>12} {:>9}",
                 line.name,
                 line.turns,
                 number(line.ops_per_s, 0, ""),
                 number(line.lost.map(|lost| lost * 100.0), 1, " %"),
                 number(line.lost_by_bpftrace, 2, ""),
+                number(line.programs.map(|share| share * 100.0), 2, " %"),
+                number(line.programs_by_bpftrace, 2, ""),
                 number(line.ready_s, 3, " s"),
             )?;
         }
@@ -111,6 +129,7 @@ mod tests {
             Ok(host::Run {
                 ops_per_s,
                 ready_s: 0.0,
+                programs: None,
             })
         };
         let turn = |none, ours| {
