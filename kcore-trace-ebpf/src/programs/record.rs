@@ -16,9 +16,6 @@ use super::constants::times_cpus;
 use super::maps::{ACTIVE, CELLS, COUNTERS, HIST_OF, HISTS, RARE};
 use super::{by_constant, calculated, hidden};
 
-/// No role: of a lock that is not known.
-pub(crate) const NO_ROLE: u32 = u32::MAX;
-
 /// This CPU, which finds what it counts.
 #[derive(Clone, Copy)]
 pub(crate) struct Cpu {
@@ -76,10 +73,10 @@ fn unknown_zero() -> u64 {
     }
 }
 
-/// The number of a role, or [`NO_ROLE`], as [`forget`] leaves it.
+/// The number of a role, as [`forget`] leaves it.
 #[inline(always)]
-pub(crate) fn role(lock: Option<Lock>) -> u32 {
-    forget_half(lock.map_or(NO_ROLE, |lock| lock as u32))
+pub(crate) fn role(lock: Lock) -> u32 {
+    forget_half(lock as u32)
 }
 
 impl Cpu {

@@ -123,7 +123,7 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
     let nothing_known = is_set::<{ flag::AT_ENTRY }>() && !followed();
     if is_set::<{ flag::EVERY_ACQUISITION }>() && !nothing_known {
         if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
-            let lock = record::role(Some(known.unwrap_or(Lock::VmapBlock)));
+            let lock = record::role(known.unwrap_or(Lock::VmapBlock));
             let at = At::of_spinlock(lock.into(), address);
             lock::slow_path(at, address, known.is_some());
         }
@@ -140,7 +140,7 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
         None => return,
     };
     // Before the stack is walked, so that the verifier follows the walk once for all roles.
-    let role = record::role(Some(lock));
+    let role = record::role(lock);
     let Some(stack) = site::stack(ctx) else {
         return;
     };

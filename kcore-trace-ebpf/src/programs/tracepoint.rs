@@ -13,7 +13,7 @@ use kcore_trace_ebpf::words::{Lock, Mode, Op};
 
 use super::constants::{blocks, kernel, lock as address_of, nodes};
 use super::lock::{self, Taken};
-use super::record::{self, NO_ROLE};
+use super::record;
 use super::spin::{self, is_block_lock};
 use super::{Context, op, programs, site};
 
@@ -48,13 +48,9 @@ fn in_image(address: u64) -> bool {
     address >= kernel::<{ text::IMAGE_START }>() && address < kernel::<{ text::IMAGE_END }>()
 }
 
-/// The role of a lock by its type, its place and the function that takes it, which is not one that it
-/// calls: those take locks of their own, static ones among them.
+/// The role that a lock would have by its type and its place, if a function of vmalloc takes it.
 #[inline(always)]
-fn guess(lock: u64, kind: u64, site: site::Site) -> Option<Lock> {
-    if !site.takes_directly {
-        return None;
-    }
+fn guess(lock: u64, kind: u64) -> Option<Lock> {
     if kind & flags::MUTEX != 0 {
         return if in_image(lock) {
             Some(Lock::VmapPurge)
@@ -84,33 +80,42 @@ fn guess(lock: u64, kind: u64, site: site::Site) -> Option<Lock> {
             return Some(role);
         }
     }
-    if blocks::<{ block::KIND }>() == block::SPINLOCK
-        && site.takes_block_lock
-        && is_block_lock(lock)
-    {
+    if blocks::<{ block::KIND }>() == block::SPINLOCK && is_block_lock(lock) {
         return Some(Lock::VmapBlock);
     }
     None
+}
+
+/// Whether a lock that was guessed has its role: the function takes it itself. Those that it calls take locks
+/// of their own, static ones among them.
+#[inline(always)]
+fn is_confirmed(role: u32, site: site::Site) -> bool {
+    site.takes_directly && (role != Lock::VmapBlock as u32 || site.takes_block_lock)
 }
 
 #[inline(always)]
 fn begin(ctx: Context) {
     let lock = ctx.address(0);
     let kind = ctx.arg(1);
+    // Most contended locks of a kernel are none of ours. What tells so is asked before the stack is walked,
+    // which takes ten times as long as all else.
+    let (role, guessed) = match known(lock) {
+        Some(role) => (role, 0),
+        None => match guess(lock, kind) {
+            Some(role) => (role, 1),
+            None => return,
+        },
+    };
+    // So that the verifier follows the walk once for all roles.
+    let (role, guessed) = (record::role(role), record::forget(guessed));
+    let lock = record::forget(lock);
     if lock::is_waiting(lock) {
         return;
     }
-    // Before the stack is walked, so that the verifier follows the walk once for all roles.
-    let known = record::role(known(lock));
-    let lock = record::forget(lock);
     let Some(stack) = site::stack(ctx) else {
         return;
     };
-    let role = match known {
-        NO_ROLE => record::role(guess(lock, kind, stack.site)),
-        known => known,
-    };
-    if role == NO_ROLE {
+    if guessed != 0 && !is_confirmed(role, stack.site) {
         return;
     }
     let shared = kind & flags::READ != 0;
