@@ -3,16 +3,20 @@
 //! In: `lock:contention_begin` and `contention_end`, and the `vmalloc` events. A lock is known by
 //! its address where that is known, else by who called, read from the stack, and by where it
 //! lies: static locks in the kernel image, the locks of nodes at their offsets in an array that the
-//! page allocator aligned. Holds and uncontended acquisitions are not seen.
+//! page allocator aligned. Where they are is learnt from the first that is seen to be taken by a function of
+//! vmalloc: from then on no other lock is asked for its taker. Holds and uncontended acquisitions are not seen.
 //!
 //! A mutex begins several times in one wait (`__mutex_lock_common` spins and sleeps in turn): only
 //! the first begin starts the clock.
+
+use core::ptr::{read_volatile, write_volatile};
 
 use kcore_trace_ebpf::layout::{address, block, node, text};
 use kcore_trace_ebpf::words::{Lock, Mode, Op};
 
 use super::constants::{blocks, kernel, lock as address_of, nodes};
 use super::lock::{self, Taken};
+use super::maps::Shared;
 use super::record;
 use super::spin::{self, is_block_lock};
 use super::{Context, op, programs, site};
@@ -48,6 +52,42 @@ fn in_image(address: u64) -> bool {
     address >= kernel::<{ text::IMAGE_START }>() && address < kernel::<{ text::IMAGE_END }>()
 }
 
+/// Where the locks are of which there is one place only, as was seen: the array of nodes, and the static
+/// spinlock. Zero while they were not: until then whatever could be one of them is asked for its taker.
+static NODES_AT: Shared<u64> = Shared::new(0);
+static STATIC_AT: Shared<u64> = Shared::new(0);
+
+/// Whether a place is another than the one that was seen.
+#[inline(always)]
+fn is_elsewhere(place: u64, seen: &Shared<u64>) -> bool {
+    // SAFETY: a word of a static, read whole.
+    let seen = unsafe { read_volatile(seen.get()) };
+    seen != 0 && seen != place
+}
+
+/// Where the array of nodes begins, if the lock lies in it.
+#[inline(always)]
+fn nodes_around(lock: u64) -> u64 {
+    lock & !(nodes::<{ node::ALIGN }>().wrapping_sub(1))
+}
+
+/// A lock that was guessed has its role. Its place is the only one if the function that takes it takes no
+/// `vmap_block.lock`, which may lie anywhere.
+#[inline(always)]
+fn learn(lock: u64, role: u32, site: site::Site) {
+    if site.takes_block_lock {
+        return;
+    }
+    // SAFETY: words of statics, written whole.
+    unsafe {
+        if role == Lock::FreeVmapArea as u32 {
+            write_volatile(STATIC_AT.get(), lock);
+        } else if role != Lock::VmapPurge as u32 {
+            write_volatile(NODES_AT.get(), nodes_around(lock));
+        }
+    }
+}
+
 /// The role that a lock would have by its type and its place, if a function of vmalloc takes it.
 #[inline(always)]
 fn guess(lock: u64, kind: u64) -> Option<Lock> {
@@ -63,7 +103,7 @@ fn guess(lock: u64, kind: u64) -> Option<Lock> {
     }
     if in_image(lock) {
         // With nodes, one static spinlock is left. Without, three, and only an address tells.
-        return if nodes::<{ node::SPAN }>() != 0 {
+        return if nodes::<{ node::SPAN }>() != 0 && !is_elsewhere(lock, &STATIC_AT) {
             Some(Lock::FreeVmapArea)
         } else {
             None
@@ -73,8 +113,9 @@ fn guess(lock: u64, kind: u64) -> Option<Lock> {
         && nodes::<{ node::BASE }>() == 0
         && nodes::<{ node::ALIGN }>() != 0
     {
-        let offset = lock & (nodes::<{ node::ALIGN }>() - 1);
+        let offset = lock.wrapping_sub(nodes_around(lock));
         if offset < nodes::<{ node::SPAN }>()
+            && !is_elsewhere(nodes_around(lock), &NODES_AT)
             && let Some(role) = spin::node_role(offset)
         {
             return Some(role);
@@ -115,8 +156,11 @@ fn begin(ctx: Context) {
     let Some(stack) = site::stack(ctx) else {
         return;
     };
-    if guessed != 0 && !is_confirmed(role, stack.site) {
-        return;
+    if guessed != 0 {
+        if !is_confirmed(role, stack.site) {
+            return;
+        }
+        learn(lock, role, stack.site);
     }
     let shared = kind & flags::READ != 0;
     let mode = if shared {
