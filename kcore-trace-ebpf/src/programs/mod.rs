@@ -4,8 +4,10 @@
 //! an address is compared before anything else is done. Arrays only: a hash map takes locks of its
 //! own, and one of them may be the lock that is being watched. No stack is walked but at a
 //! contended lock of ours, where no op hook tells the op. Searches have no branches: the verifier
-//! follows each way of each, and verifying is most of what starting takes. User memory is never
-//! read: hardened usercopy looks vmalloc addresses up, under the very lock that may be held here.
+//! follows each way of each, and verifying is most of what starting takes. A program is in one piece,
+//! but for what is seldom asked for: each function that it calls is one more area in the trees that are
+//! being watched. User memory is never read: hardened usercopy looks vmalloc addresses up, under the
+//! very lock that may be held here.
 //!
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
 //! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those

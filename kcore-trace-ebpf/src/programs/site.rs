@@ -104,9 +104,11 @@ fn unpack(packed: u64) -> Site {
     }
 }
 
-/// The answer for an address that is not remembered. Halves the table without a branch: each would double the paths that the verifier follows.
-/// Where the search begins is read from the table, so that the verifier does not know it either and
-/// sees the same state whichever way it goes.
+/// The answer for an address that is not remembered.
+///
+/// Halves the table without a branch: each would double the paths that the verifier follows. Where the
+/// search begins is read from the table, so that the verifier does not know it either and sees the same
+/// state whichever way it goes.
 #[inline(always)]
 fn search(address: u64) -> u64 {
     // A call may be the last instruction of its function; the byte before belongs to it.
