@@ -116,6 +116,9 @@ const _: () = assert!(size_of::<RareCounters>() == 32);
 /// Which cells have counted something on any CPU: not zero. With room for as many as a mask lets through.
 pub type ActiveCells = [u32; series::CELLS];
 
+// What stands for no cell is none when masked either.
+const _: () = assert!(cell::UNKNOWN as usize & (series::CELLS - 1) >= cell::COUNT);
+
 /// The counters of one op on one CPU; cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

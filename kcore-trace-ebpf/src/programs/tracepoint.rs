@@ -78,12 +78,20 @@ fn learn(lock: u64, role: u32, site: site::Site) {
     if site.takes_block_lock {
         return;
     }
-    // SAFETY: words of statics, written whole.
+    if role == Lock::FreeVmapArea as u32 {
+        keep_first(lock, &STATIC_AT);
+    } else if role != Lock::VmapPurge as u32 {
+        keep_first(nodes_around(lock), &NODES_AT);
+    }
+}
+
+/// Not written again, since all CPUs that wait for a lock read it.
+#[inline(always)]
+fn keep_first(place: u64, seen: &Shared<u64>) {
+    // SAFETY: a word of a static, read and written whole.
     unsafe {
-        if role == Lock::FreeVmapArea as u32 {
-            write_volatile(STATIC_AT.get(), lock);
-        } else if role != Lock::VmapPurge as u32 {
-            write_volatile(NODES_AT.get(), nodes_around(lock));
+        if read_volatile(seen.get()) == 0 {
+            write_volatile(seen.get(), place);
         }
     }
 }

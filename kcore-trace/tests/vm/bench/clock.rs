@@ -4,6 +4,8 @@
 //! Out: the file, with both times; behind them, if it was asked for, the nanoseconds that the command took and
 //! those that BPF programs ran on all CPUs together, as the kernel times them.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
@@ -24,17 +26,25 @@ pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
         return wrapped.run();
     }
     let timing = enable_stats(Stats::RunTime).context("the kernel times no programs")?;
-    let (began, before) = (now(), run_time_ns()?);
+    let (began, before) = (now(), run_times_ns()?);
     let code = wrapped.run()?;
-    let (took, programs) = (now() - began, run_time_ns()? - before);
+    let (took, after) = (now() - began, run_times_ns()?);
     drop(timing);
+    // One that is gone is of whatever watched before.
+    let grown = after
+        .iter()
+        .map(|(id, ns)| ns - before.get(id).unwrap_or(&0));
+    let programs: u128 = grown.sum();
     times.push_str(&format!(" {} {programs}", took.as_nanos()));
     keep(&times)?;
     Ok(code)
 }
 
-/// How long all programs that are loaded have run.
-fn run_time_ns() -> Result<u128> {
-    let times = loaded_programs().map(|program| Ok(program?.run_time().as_nanos()));
-    times.sum()
+/// How long each program that is loaded has run, by its id.
+fn run_times_ns() -> Result<BTreeMap<u32, u128>> {
+    let times = loaded_programs().map(|program| {
+        let program = program?;
+        Ok((program.id(), program.run_time().as_nanos()))
+    });
+    times.collect()
 }

@@ -305,19 +305,8 @@ pub(crate) fn full_disk_with_command(_: &mut Guest) -> Result<Outcome> {
 
 pub(crate) fn forwarded(_: &mut Guest) -> Result<Outcome> {
     let path = tool::fresh("forwarded");
-    let load = [
-        "-i",
-        "100ms",
-        "--",
-        tool::EXE,
-        guest::TOOL,
-        "stress",
-        "--threads",
-        "1",
-        "-d",
-        "50s",
-    ];
-    let Some(child) = recorder(&path, &load)? else {
+    let args = [["-i", "100ms", "--"].as_slice(), &ENDLESS].concat();
+    let Some(child) = recorder(&path, &args)? else {
         return no_tracepoints();
     };
     until_it_measures(&path)?;
