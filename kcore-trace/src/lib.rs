@@ -13,7 +13,8 @@
 //!
 //! * [`kernel`] gathers facts: what this kernel is and has; [`probes`] are the tables it looks for.
 //! * [`plan`] chooses, from facts alone, what is attached and says what is missing.
-//! * [`loader`] attaches the plan, and `contexts` teaches the programs what may sleep; [`counters`] are what the programs count, and [`snapshot`] reads
+//! * [`loader`] takes what the plan names out of the `object` of all programs and attaches it, and `contexts`
+//!   teaches the programs what may sleep; [`counters`] are what the programs count, and [`snapshot`] reads
 //!   them as differences; `cgroups` has the names of control groups.
 //! * [`sampling`] drives both, one interval after another; [`record`] writes them to a
 //!   [`recording`], [`exporter`] sums them up for Prometheus.
@@ -22,8 +23,8 @@
 //!   nodes, [`blame`] of readers and writers; [`host`] is the fingerprint.
 //! * [`stress`] makes a known load.
 //!
-//! Only `kernel`, `loader`, `contexts` and `counters` know aya, only `sampling`, `record` and `exporter`
-//! know tokio; everything from [`model`] on works on plain data, without root, on any machine.
+//! Only `kernel`, `object`, `loader`, `contexts` and `counters` know aya, only `sampling`, `record` and
+//! `exporter` know tokio; everything from [`model`] on works on plain data, without root, on any machine.
 
 // Where nobody reads them any more, these panic; `diagnostics::say` does not, nor does a `writeln!`.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
@@ -45,6 +46,7 @@ pub mod kernel;
 pub mod loader;
 mod mapped;
 pub mod model;
+mod object;
 pub mod plan;
 mod privilege;
 pub mod probes;

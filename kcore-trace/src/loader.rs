@@ -6,7 +6,6 @@
 //!
 //! Invariant: only programs of the plan are loaded. Maps are complete before the first attach.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -34,14 +33,12 @@ use crate::counters::{self, Counters, Whole};
 use crate::diagnostics;
 use crate::histograms;
 use crate::host;
-use crate::kernel::{Addresses, Facts, PerCpu, bpf};
+use crate::kernel::{Addresses, Facts, PerCpu};
 use crate::model::{Level, Missing};
+use crate::object::Object;
 use crate::plan::{FoundBy, Hooks, Plan, PlannedHook};
 use crate::probes::{ARGUMENT_HELPER, Attach, CGROUP_HELPER, TASK_HELPER, program};
 use crate::syscall;
-
-/// The object that holds all programs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
 
 /// Bytes of a page, and of the alignment that the page allocator gives to a whole order.
 const PAGE: u64 = 4096;
@@ -151,7 +148,8 @@ impl Session {
         let loader = preparation.0.join();
         let loader = loader.map_err(|_| anyhow::anyhow!("failed to prepare for loading"))?;
         let constants = Constants::new(&plan, facts, addresses);
-        let mut object = load_object(loader, &constants, facts, addresses)?;
+        let object = Object::with(|name| may_be_attached(&plan, name))?;
+        let mut object = load_object(loader, object, &constants, facts, addresses)?;
         let wanted = diagnostics::kernel_level() > 0;
         let logger = wanted.then(|| EbpfLogger::init(&mut object)).transpose();
         let mut session = Self {
@@ -404,24 +402,9 @@ impl Session {
             }
             .into());
         }
-        let stem = hook
-            .program
-            .rsplit_once('_')
-            .map_or("", |(stem, _)| stem)
-            .to_owned();
-        let is_op_hook = Op::from_name(&hook.purpose).is_some();
-        let instead = match hook.attach {
-            Attach::Fentry if is_op_hook => Some(Attach::Kprobe),
-            Attach::Fexit if is_op_hook => Some(Attach::Kretprobe),
-            _ => None,
-        };
         log::debug!("{} on {}: {error:#}", hook.attach.name(), hook.target);
-        match instead {
-            Some(attach) => {
-                let planned = &mut self.plan.programs[index];
-                planned.attach = attach;
-                planned.program = program(&stem, attach);
-            }
+        match instead_of(hook) {
+            Some(other) => self.plan.programs[index] = other,
             None => {
                 let reason = format!("the kernel refused the {}: {error:#}", hook.attach.name());
                 self.plan.lose(index, reason);
@@ -457,6 +440,30 @@ impl Session {
         self.loaded.push(name.clone());
         Ok(())
     }
+}
+
+/// The kprobe that measures the same as a hook on an op.
+fn instead_of(hook: &PlannedHook) -> Option<PlannedHook> {
+    Op::from_name(&hook.purpose)?;
+    let attach = match hook.attach {
+        Attach::Fentry => Attach::Kprobe,
+        Attach::Fexit => Attach::Kretprobe,
+        _ => return None,
+    };
+    let (stem, _) = hook.program.rsplit_once('_')?;
+    Some(PlannedHook {
+        attach,
+        program: program(stem, attach),
+        ..hook.clone()
+    })
+}
+
+/// Whether a program is of the plan, or may take the place of one that is.
+fn may_be_attached(plan: &Plan, name: &str) -> bool {
+    let mut hooks = plan.programs.iter();
+    hooks.any(|hook| {
+        hook.program == name || instead_of(hook).is_some_and(|other| other.program == name)
+    })
 }
 
 /// What to do where these hooks cannot be attached.
@@ -567,6 +574,7 @@ fn information(program: &Program) -> Option<bpf_prog_info> {
 
 fn load_object(
     loader: EbpfLoader<'static>,
+    mut object: Object,
     constants: &Constants,
     facts: &Facts,
     addresses: &Addresses,
@@ -588,12 +596,11 @@ fn load_object(
         0 => 1,
         _ => HOLDER_STACKS as u32,
     };
-    let mut object = Cow::Borrowed(OBJECT);
     if let Some(variable) = constants.preempt_count {
-        bpf::name_variable(object.to_mut(), audit::VARIABLE, variable);
+        object.name_variable(audit::VARIABLE, variable);
     }
-    bpf::replace_constants(object.to_mut(), |mark| constants.value(mark));
-    bpf::replace_numbers(object.to_mut(), |mark| constants.number(mark));
+    object.replace_constants(|mark| constants.value(mark));
+    object.replace_numbers(|mark| constants.number(mark));
     let log_level = diagnostics::kernel_level();
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
@@ -617,7 +624,7 @@ fn load_object(
         .map_max_entries("WORST_STACKS", with(flag::STACKS))
         .map_max_entries("HOLDER_STACKS", holder_stacks)
         .map_max_entries("AUDIT", with(flag::AUDIT))
-        .load(&object)
+        .load(object.bytes())
         .context("failed to create the maps")
 }
 
@@ -841,16 +848,14 @@ fn missing_capability(effective: u64) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
     #[test]
     fn every_constant_in_the_programs_has_a_value() {
         let constants = Constants::default();
         let mut seen = [0; constant::ARRAYS];
-        let mut object = OBJECT.to_vec();
-        bpf::replace_constants(&mut object, |mark| {
+        let mut object = Object::with(|_| true).unwrap();
+        object.replace_constants(|mark| {
             let (array, index) = constant::marked(mark)?;
             seen[array] += 1;
             let value = constants.value(mark);
@@ -858,13 +863,12 @@ mod tests {
             value
         });
         assert!(seen.iter().all(|&seen| seen > 0), "{seen:?}");
-        let seen: [_; constant::NUMBERS] = std::array::from_fn(|_| Cell::new(0));
-        bpf::replace_numbers(&mut object, |mark| {
-            let index = constant::short_marked(mark)?;
-            seen[index].update(|seen| seen + 1);
+        let mut seen = [0; constant::NUMBERS];
+        object.replace_numbers(|mark| {
+            seen[constant::short_marked(mark)?] += 1;
             constants.number(mark)
         });
-        assert!(seen.iter().all(|seen| seen.get() > 0), "{seen:?}");
+        assert!(seen.iter().all(|&seen| seen > 0), "{seen:?}");
     }
 
     #[test]
@@ -947,7 +951,8 @@ mod tests {
             .chain(audit)
             .chain(switch)
             .collect();
-        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        let object = Object::with(|_| true).unwrap();
+        let object = aya_obj::Object::parse(object.bytes()).unwrap();
         let object: BTreeSet<String> = object.programs.keys().cloned().collect();
         assert_eq!(tables, object);
         // The kernel keeps fifteen bytes of a name.

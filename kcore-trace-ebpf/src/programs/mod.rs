@@ -38,11 +38,12 @@ mod spin;
 mod tracepoint;
 mod worst;
 
-/// Declares programs: name, section, and a body over the context.
+/// Declares programs: kind, name, and a body over the context. Each has a section of its own, so that it can
+/// be left out.
 macro_rules! programs {
-    ($($section:literal $name:ident($ctx:ident) $body:block)+) => {$(
+    ($($kind:literal $name:ident($ctx:ident) $body:block)+) => {$(
         #[unsafe(no_mangle)]
-        #[unsafe(link_section = $section)]
+        #[unsafe(link_section = concat!($kind, "/", stringify!($name)))]
         extern "C" fn $name($ctx: $crate::programs::Context) -> i32 {
             $body;
             0

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::ops::ControlFlow;
 
 use anyhow::{Context as _, Result};
 use rustc_hash::FxHashSet;
@@ -46,29 +47,23 @@ impl Symbols {
     /// # Errors
     ///
     /// Those of `lines`.
-    pub fn parse(mut lines: impl BufRead, wanted: &HashSet<&str>) -> io::Result<Self> {
+    pub fn parse(lines: impl BufRead, wanted: &HashSet<&str>) -> io::Result<Self> {
         // Asked for every symbol of the kernel.
         let wanted: FxHashSet<&[u8]> = wanted.iter().map(|name| name.as_bytes()).collect();
         let longest = wanted.iter().map(|name| name.len()).max().unwrap_or(0);
         let mut symbols = Self::default();
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? != 0 {
-            match Line::parse(&line) {
+        each_line(lines, |line| {
+            if line.module.is_some() {
                 // Modules and BPF programs stand behind the core kernel.
-                Some(Line {
-                    module: Some(_), ..
-                }) => break,
-                Some(Line { address, name, .. }) => {
-                    symbols.sorted.push(address);
-                    let plain = plain(name);
-                    if plain.len() <= longest && wanted.contains(plain) {
-                        symbols.add(name, address);
-                    }
-                }
-                None => {}
+                return ControlFlow::Break(());
             }
-            line.clear();
-        }
+            symbols.sorted.push(line.address);
+            let plain = plain(line.name);
+            if plain.len() <= longest && wanted.contains(plain) {
+                symbols.add(line.name, line.address);
+            }
+            ControlFlow::Continue(())
+        })?;
         symbols.sorted.sort_unstable();
         symbols.sorted.dedup();
         Ok(symbols)
@@ -202,32 +197,24 @@ fn without_tracers<'a>(frames: impl IntoIterator<Item = &'a str>) -> Vec<String>
     kept
 }
 
-fn resolve(
-    mut lines: impl BufRead,
-    addresses: &BTreeSet<u64>,
-) -> io::Result<BTreeMap<u64, String>> {
+fn resolve(lines: impl BufRead, addresses: &BTreeSet<u64>) -> io::Result<BTreeMap<u64, String>> {
     let wanted: Vec<u64> = addresses.iter().copied().collect();
     // For each address the nearest symbol below, as far as none of a lower address has it.
     let mut nearest: Vec<Option<(u64, String)>> = vec![None; wanted.len()];
-    let mut line = Vec::new();
-    while lines.read_until(b'\n', &mut line)? != 0 {
-        if let Some(Line {
-            address,
-            name,
-            module,
-        }) = Line::parse(&line)
-            // A call may be the last instruction of its function.
-            && let index = wanted.partition_point(|&wanted| wanted <= address)
-            && let Some(best) = nearest.get_mut(index)
+    each_line(lines, |line| {
+        let address = line.address;
+        // A call may be the last instruction of its function.
+        let index = wanted.partition_point(|&wanted| wanted <= address);
+        if let Some(best) = nearest.get_mut(index)
             && best.as_ref().is_none_or(|(best, _)| *best < address)
         {
-            let name = String::from_utf8_lossy(name);
-            let of = module.map(|module| String::from_utf8_lossy(module));
+            let name = String::from_utf8_lossy(line.name);
+            let of = line.module.map(|module| String::from_utf8_lossy(module));
             let name = of.map_or_else(|| name.to_string(), |of| format!("{name} {of}"));
             *best = Some((address, name));
         }
-        line.clear();
-    }
+        ControlFlow::Continue(())
+    })?;
     let mut names = BTreeMap::new();
     let mut below: Option<(u64, String)> = None;
     for (wanted, nearest) in wanted.into_iter().zip(nearest) {
@@ -252,6 +239,39 @@ fn longest(module: &str) -> u64 {
     }
 }
 
+/// Passes lines on, until it is told that they are enough.
+fn each_line(
+    mut lines: impl BufRead,
+    mut each: impl FnMut(Line<'_>) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let mut pass_on = |line: &[u8]| Line::parse(line).map_or(ControlFlow::Continue(()), &mut each);
+    // A line of which more is to be read.
+    let mut begun = Vec::new();
+    loop {
+        let buffer = lines.fill_buf()?;
+        let length = buffer.len();
+        if length == 0 {
+            let _enough = pass_on(&begun);
+            return Ok(());
+        }
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', buffer) {
+            let mut line = &buffer[start..end];
+            if !begun.is_empty() {
+                begun.extend_from_slice(line);
+                line = &begun;
+            }
+            if pass_on(line).is_break() {
+                return Ok(());
+            }
+            begun.clear();
+            start = end + 1;
+        }
+        begun.extend_from_slice(&buffer[start..]);
+        lines.consume(length);
+    }
+}
+
 /// One line, as far as it is of use.
 struct Line<'a> {
     address: u64,
@@ -261,28 +281,37 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
+    /// Without its end. The address has as many digits as a word of the kernel can have.
     fn parse(line: &'a [u8]) -> Option<Self> {
-        let mut columns = line.trim_ascii_end().splitn(3, |&byte| byte == b' ');
-        let address = hexadecimal(columns.next()?)?;
-        let (_letter, rest) = (columns.next()?, columns.next()?);
+        let (digits, rest) = line.split_first_chunk::<16>()?;
+        let &[b' ', _letter, b' ', ref rest @ ..] = rest else {
+            return None;
+        };
         let end = memchr::memchr(b'\t', rest);
         Some(Self {
-            address,
+            address: hexadecimal(digits)?,
             name: &rest[..end.unwrap_or(rest.len())],
             module: end.map(|end| rest[end..].trim_ascii()),
         })
     }
 }
 
-fn hexadecimal(digits: &[u8]) -> Option<u64> {
-    // Letters have bit 6 and count from one, where decimal digits count from zero.
-    let digit = |byte: &u8| u64::from((byte & 0xf) + (byte >> 6) * 9);
-    let are_digits = digits.iter().all(u8::is_ascii_hexdigit);
-    are_digits.then(|| {
-        digits
-            .iter()
-            .fold(0, |number, byte| number << 4 | digit(byte))
+fn hexadecimal(digits: &[u8; 16]) -> Option<u64> {
+    let are_digits = |all, digit: &u8| all & digit.is_ascii_hexdigit();
+    digits.iter().fold(true, are_digits).then(|| {
+        let both = u128::from_be_bytes(*digits);
+        let [high, low] = [both >> 64, both].map(|half| eight_digits(half as u64));
+        high << 32 | low
     })
+}
+
+/// The number of eight digits, the highest byte first: all at once, since a kernel has them by the million.
+fn eight_digits(digits: u64) -> u64 {
+    // Letters have bit 6 and count from one, where decimal digits count from zero.
+    let digits = (digits & 0x0f0f_0f0f_0f0f_0f0f) + (digits >> 6 & 0x0101_0101_0101_0101) * 9;
+    let pairs = (digits | digits >> 4) & 0x00ff_00ff_00ff_00ff;
+    let quarters = (pairs | pairs >> 8) & 0x0000_ffff_0000_ffff;
+    (quarters | quarters >> 16) & 0xffff_ffff
 }
 
 /// Whether a name is that of a whole copy that the compiler made of a function, such as
@@ -406,6 +435,32 @@ ffffffffc0000000 t vfree	[module]
         ];
         let kept = [2, 3, 6, 7, 8].map(|index| frames[index]);
         assert_eq!(without_tracers(frames), kept);
+    }
+
+    #[test]
+    fn lines_are_whole_however_they_are_read() {
+        let whole = symbols();
+        let noise = format!("\nno symbol\n00 T short\nfffffffg81000000 T digit\n{TEXT}");
+        let wanted = HashSet::from(["s_start", "alloc_vmap_area", "vfree"]);
+        for text in [&noise, TEXT, TEXT.trim_end()] {
+            for at_once in 1..text.len() {
+                let lines = BufReader::with_capacity(at_once, text.as_bytes());
+                let symbols = Symbols::parse(lines, &wanted).unwrap();
+                assert_eq!(symbols.addresses, whole.addresses);
+                assert_eq!(symbols.sorted, whole.sorted);
+            }
+        }
+    }
+
+    #[test]
+    fn digits_make_the_number_that_they_are() {
+        for number in [0, 1, 0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210, u64::MAX] {
+            for text in [format!("{number:016x}"), format!("{number:016X}")] {
+                let digits = text.as_bytes().as_array().unwrap();
+                assert_eq!(hexadecimal(digits), Some(number));
+            }
+        }
+        assert_eq!(hexadecimal(b"0123456789abcdeg"), None);
     }
 
     #[test]

@@ -1,0 +1,196 @@
+//! The object that holds all programs, as bytes that are changed before they are loaded.
+//!
+//! In: which programs are wanted, and what the constants are that they are compiled against. Out: the
+//! bytes of an object that has those programs alone. Who loads an object links every program in it, and
+//! a plan names a tenth of them.
+//! Invariant: nothing changes but instructions of wanted programs and what sections there are.
+
+use std::mem::offset_of;
+use std::ops::Range;
+use std::str;
+
+use anyhow::{Context as _, Result};
+use aya_obj::generated::BPF_PSEUDO_BTF_ID;
+use object::LittleEndian as Little;
+use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_NULL, SectionHeader64};
+use object::read::elf::{FileHeader as _, SectionHeader as _};
+
+/// What the build made of the programs. Each has a section of its own, named by its kind and itself.
+static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
+
+/// An object with some of the programs.
+pub(crate) struct Object {
+    bytes: Vec<u8>,
+    /// Where instructions are.
+    code: Vec<Range<usize>>,
+}
+
+impl Object {
+    /// The programs of those names.
+    ///
+    /// # Errors
+    ///
+    /// What was built is no object.
+    pub(crate) fn with(wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        Self::of(PROGRAMS, wanted).context("the programs inside this binary are damaged")
+    }
+
+    fn of(object: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let mut bytes = object.to_vec();
+        let mut code = Vec::new();
+        let header = FileHeader64::<Little>::parse(object)?;
+        let sections = header.sections(Little, object)?;
+        let headers = header.e_shoff(Little) as usize;
+        for (index, section) in sections.enumerate() {
+            let name = str::from_utf8(sections.section_name(Little, section)?)?;
+            if program(name).is_some_and(|program| !wanted(program)) {
+                let header = headers + index.0 * size_of::<SectionHeader64<Little>>();
+                leave_out(&mut bytes[header..]);
+            } else if section.sh_flags(Little) & u64::from(SHF_EXECINSTR) != 0 {
+                let data = section.data(Little, object);
+                let data = data.ok().context("instructions are cut off")?;
+                let start = section.sh_offset(Little) as usize;
+                code.push(start..start + data.len());
+            }
+        }
+        Ok(Self { bytes, code })
+    }
+
+    /// For who loads it.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Has the programs load the address of a CPU's own variable, by its BTF id, where they load a constant
+    /// that stands for it.
+    pub(crate) fn name_variable(&mut self, constant: u64, variable: u32) {
+        self.each_constant(|loaded, instruction| {
+            if loaded == constant {
+                instruction[1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
+                set_immediate(instruction, variable.into());
+            }
+        });
+    }
+
+    /// Has the programs load other constants, where there is another.
+    pub(crate) fn replace_constants(&mut self, mut other: impl FnMut(u64) -> Option<u64>) {
+        self.each_constant(|loaded, instruction| {
+            if let Some(other) = other(loaded) {
+                set_immediate(instruction, other);
+            }
+        });
+    }
+
+    /// Has the programs calculate with other numbers, where there is another.
+    pub(crate) fn replace_numbers(&mut self, mut other: impl FnMut(u32) -> Option<u32>) {
+        for code in &self.code {
+            for instruction in self.bytes[code.clone()].chunks_exact_mut(INSTRUCTION_BYTES) {
+                let (head, immediate) = instruction.split_at_mut(4);
+                let calculates = CALCULATES.contains(&head[0]) && head[1] >> 4 == 0;
+                if calculates
+                    && head[2..] == [0, 0]
+                    && let Some(other) = other(word(immediate))
+                {
+                    immediate.copy_from_slice(&other.to_le_bytes());
+                }
+            }
+        }
+    }
+
+    /// Every instruction that loads a constant.
+    fn each_constant(&mut self, mut each: impl FnMut(u64, &mut [u8])) {
+        for code in &self.code {
+            let code = &mut self.bytes[code.clone()];
+            let ends = code.len().saturating_sub(LOAD_BYTES - 1);
+            for at in (0..ends).step_by(INSTRUCTION_BYTES) {
+                if code[at] == LOADS_CONSTANT && code[at + 1] >> 4 == 0 {
+                    let instruction = &mut code[at..at + LOAD_BYTES];
+                    let (low, high) = (word(&instruction[4..]), word(&instruction[12..]));
+                    each(u64::from(high) << 32 | u64::from(low), instruction);
+                }
+            }
+        }
+    }
+}
+
+/// The program whose instructions a section has, or how they are to be linked.
+fn program(section: &str) -> Option<&str> {
+    section.split_once('/').map(|(_kind, program)| program)
+}
+
+/// Makes a section one of no type, by its header: nobody reads such a one.
+fn leave_out(header: &mut [u8]) {
+    let at = offset_of!(SectionHeader64<Little>, sh_type);
+    header[at..at + size_of_val(&SHT_NULL)].copy_from_slice(&SHT_NULL.to_le_bytes());
+}
+
+/// Bytes of an instruction: code and registers, offset, immediate.
+const INSTRUCTION_BYTES: usize = 8;
+/// Bytes of an instruction that loads a constant, which takes the room of two: the immediate of the
+/// second is the upper half.
+const LOAD_BYTES: usize = 16;
+/// BPF_LD of a 64-bit constant (`include/uapi/linux/bpf.h`).
+const LOADS_CONSTANT: u8 = 0x18;
+/// BPF_ALU64 with BPF_MUL or BPF_AND, of a constant.
+const CALCULATES: [u8; 2] = [0x27, 0x57];
+
+fn word(bytes: &[u8]) -> u32 {
+    let bytes = bytes[..4].iter().rev();
+    bytes.fold(0, |word, byte| word << 8 | u32::from(*byte))
+}
+
+fn set_immediate(instruction: &mut [u8], immediate: u64) {
+    instruction[4..8].copy_from_slice(&(immediate as u32).to_le_bytes());
+    instruction[12..16].copy_from_slice(&((immediate >> 32) as u32).to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn programs(object: &Object) -> Vec<String> {
+        let object = aya_obj::Object::parse(object.bytes()).unwrap();
+        object.programs.keys().cloned().collect()
+    }
+
+    #[test]
+    fn an_object_has_the_programs_that_are_wanted_alone() {
+        let of_one_function = ["spinlock_fx", "spinlock_kp"];
+        let object = Object::with(|name| of_one_function.contains(&name)).unwrap();
+        let mut found = programs(&object);
+        found.sort();
+        assert_eq!(found, of_one_function);
+        assert!(programs(&Object::with(|_| false).unwrap()).is_empty());
+        assert!(programs(&Object::with(|_| true).unwrap()).len() > 200);
+    }
+
+    #[test]
+    fn bytes_that_are_no_object_are_an_error() {
+        for damaged in [&PROGRAMS[..0], &PROGRAMS[..100], &[7; 4096]] {
+            assert!(Object::of(damaged, |_| true).is_err());
+        }
+    }
+
+    #[test]
+    fn a_constant_that_stands_for_a_variable_gives_way_to_its_id() {
+        const CONSTANT: u64 = 0x1122_3344_5566_7788;
+        let load = |register: u8, constant: u64| {
+            let [low, high] = [constant as u32, (constant >> 32) as u32].map(u32::to_le_bytes);
+            [&[LOADS_CONSTANT, register, 0, 0], &low[..], &[0; 4], &high].concat()
+        };
+        let other = vec![7; INSTRUCTION_BYTES];
+        let bytes = |loads: [Vec<u8>; 3]| [other.clone(), loads.concat()].concat();
+        let code = bytes([load(1, CONSTANT), load(2, CONSTANT + 1), load(3, CONSTANT)]);
+        let mut object = Object {
+            code: std::iter::once(0..code.len()).collect(),
+            bytes: code,
+        };
+        object.name_variable(CONSTANT, 42);
+        let named = |register: u8| load(register | 3 << 4, 42);
+        let second = load(2, CONSTANT + 1);
+        assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
+        object.replace_constants(|constant| (constant == CONSTANT + 1).then_some(u64::MAX));
+        let second = load(2, u64::MAX);
+        assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
+    }
+}
