@@ -39,6 +39,8 @@ const NODE_VARIABLES: [&str; 2] = ["vmap_nodes", "nr_vmap_nodes"];
 const KCLIST_PERCPU: &str = "__percpu_rwsem_rc_kclist_lock";
 /// Whether spinlocks are test-and-set (`arch/x86/include/asm/qspinlock.h`).
 const TEST_AND_SET_KEY: &str = "virt_spin_lock_key";
+/// The slow paths that it chooses between as it boots.
+const NATIVE_SLOW_PATH: &str = "native_queued_spin_lock_slowpath";
 const PV_SLOW_PATH: &str = "__pv_queued_spin_lock_slowpath";
 const PV_OPS: &str = "pv_ops";
 /// Where a CPU counts what forbids to preempt it.
@@ -255,6 +257,11 @@ impl Facts {
         self.functions.get(name).copied().unwrap_or_default()
     }
 
+    /// Whether that is the paravirtual slow path of spinlocks on a kernel that chose the native one.
+    pub fn is_passed_over(&self, function: &str) -> bool {
+        function == PV_SLOW_PATH && self.spinlocks == "native"
+    }
+
     /// Whether the segment list of /proc/kcore is a percpu-rwsem, whose readers pass no function.
     pub fn kclist_is_percpu(&self) -> bool {
         self.variables.contains(KCLIST_PERCPU)
@@ -435,11 +442,12 @@ fn spinlocks(btf: &Btf, symbols: &Symbols) -> String {
         let key = peek(symbols.address(TEST_AND_SET_KEY, None)?)?;
         Some((key & 0xffff_ffff, peek(slow_path)?))
     };
+    let is = |name: &str, address: u64| symbols.address(name, None) == Some(address);
     match read() {
-        Some((_, slow_path)) if symbols.address(PV_SLOW_PATH, None) == Some(slow_path) => "pv",
-        Some((0, _)) => "native",
-        Some(_) => "test-and-set",
-        None => crate::host::UNKNOWN,
+        Some((_, slow_path)) if is(PV_SLOW_PATH, slow_path) => "pv",
+        Some((0, slow_path)) if is(NATIVE_SLOW_PATH, slow_path) => "native",
+        Some((1.., _)) => "test-and-set",
+        _ => crate::host::UNKNOWN,
     }
     .to_owned()
 }

@@ -518,6 +518,9 @@ impl Draft<'_> {
             }
             let found = self.existing(function.symbols);
             let symbol = found.unwrap_or(function.symbols[0]);
+            if self.facts.is_passed_over(symbol) {
+                continue;
+            }
             let args = self.facts.function(symbol).args;
             if let (Some(wanted), Some(args)) = (function.args, args)
                 && wanted != args

@@ -235,6 +235,23 @@ fn the_slow_path_of_spinlocks_has_another_name_where_none_is_paravirtual() {
 }
 
 #[test]
+fn the_paravirtual_slow_path_of_spinlocks_is_hooked_unless_it_never_runs() {
+    let mut facts = facts("6.1");
+    for (spinlocks, hooks) in [
+        ("native", 0),
+        ("pv", 1),
+        ("test-and-set", 1),
+        ("unknown", 1),
+    ] {
+        spinlocks.clone_into(&mut facts.spinlocks);
+        let plan = chosen(&facts, Level::Full);
+        assert_eq!(programs(&plan, PARAVIRT).len(), hooks, "{spinlocks}");
+        assert_eq!(programs(&plan, NATIVE), ["spinslow_fe"]);
+        assert!(plan.coverage.missing.is_empty() && plan.without_waits().is_empty());
+    }
+}
+
+#[test]
 fn what_calls_the_chosen_slow_path_is_not_hooked_besides_it() {
     let mut facts = facts("6.1");
     rename(&mut facts, NATIVE, &[NATIVE, ONLY]);
@@ -361,8 +378,12 @@ fn mutexes_that_are_taken_by_another_function_are_not_seen() {
 
 #[test]
 fn a_lost_slow_path_takes_the_waits_and_its_other_end_with_it() {
+    let facts = Facts {
+        spinlocks: "unknown".into(),
+        ..facts("6.1")
+    };
     let lose = |level| {
-        let mut plan = plan("6.1", level, None).unwrap();
+        let mut plan = chosen(&facts, level);
         let mut hooks = plan.programs.iter();
         let index = hooks.position(|hook| hook.target == NATIVE).unwrap();
         assert!(!plan.relies_on(&plan.programs[index]));
