@@ -160,20 +160,12 @@ impl Btf {
         let named: BTreeMap<u32, (u32, &String)> = functions.chain(typedefs).collect();
         let last = named.keys().next_back().copied().unwrap_or(0);
         let mut strings = vec![0u8];
-        let mut types = Vec::with_capacity(12 * last as usize);
-        for id in 1..=last {
-            let (kind, name) = match named.get(&id) {
-                Some((kind, name)) => {
-                    let at = strings.len() as u32;
-                    strings.extend(name.bytes().chain([0]));
-                    (*kind, at)
-                }
-                None => (kind::FWD, 0),
-            };
-            for word in [name, kind << 24, 0] {
-                types.extend(word.to_le_bytes());
-            }
+        let mut types = vec![entry(0, kind::FWD); last as usize];
+        for (id, (kind, name)) in named {
+            types[id as usize - 1] = entry(strings.len() as u32, kind);
+            strings.extend(name.bytes().chain([0]));
         }
+        let types = types.as_flattened();
         let (types_length, strings_length) = (types.len() as u32, strings.len() as u32);
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         bytes.extend([1, 0]);
@@ -184,6 +176,14 @@ impl Btf {
         bytes.extend(strings);
         bytes
     }
+}
+
+/// A type of which no more is told than its name and kind.
+fn entry(name: u32, kind: u32) -> [u8; 12] {
+    let mut entry = [0; 12];
+    entry[..4].copy_from_slice(&name.to_le_bytes());
+    entry[4..8].copy_from_slice(&(kind << 24).to_le_bytes());
+    entry
 }
 
 /// Where every type is, and which have a wanted name.

@@ -287,7 +287,8 @@ impl<'a> Line<'a> {
         let &[b' ', _letter, b' ', ref rest @ ..] = rest else {
             return None;
         };
-        let end = memchr::memchr(b'\t', rest);
+        let has_module = rest.ends_with(b"]");
+        let end = has_module.then(|| memchr::memchr(b'\t', rest)).flatten();
         Some(Self {
             address: hexadecimal(digits)?,
             name: &rest[..end.unwrap_or(rest.len())],
