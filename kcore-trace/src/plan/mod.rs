@@ -513,7 +513,8 @@ impl Draft<'_> {
         }
         for function in probes::LOCK_FUNCTIONS {
             let needed = locks.iter().any(|planned| planned.kind == function.kind);
-            if !needed || (self.level == Level::Contended && function.part != Part::SlowPath) {
+            let waits_alone = function.part == Part::SlowPath && !function.just_in_case;
+            if !needed || (self.level == Level::Contended && !waits_alone) {
                 continue;
             }
             let found = self.existing(function.symbols);

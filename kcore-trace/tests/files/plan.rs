@@ -154,6 +154,15 @@ fn level_contended_hooks_nothing_but_slow_paths() {
 }
 
 #[test]
+fn a_slow_path_by_which_no_known_kernel_takes_our_locks_is_hooked_at_level_full_alone() {
+    let killable = "__mutex_lock_killable_slowpath";
+    let plan = plan("6.1", Level::Contended, None).unwrap();
+    assert!(programs(&plan, killable).is_empty());
+    assert!(plan.without_waits().is_empty());
+    assert_eq!(programs(&full("6.1"), killable), ["mutexslowk_fe"]);
+}
+
+#[test]
 fn a_kernel_that_refuses_fentry_and_kprobes_is_watched_by_tracepoint() {
     let plan = full("6.18-locked-down");
     assert_eq!(plan.hooks, Hooks::Tracepoint);
