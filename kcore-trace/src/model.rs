@@ -896,6 +896,9 @@ pub enum StepReason {
     Failed(String),
 }
 
+/// How many changes of the level a sum has: a guard whose trials all fail makes two in an hour.
+pub const STEPS: usize = 1 << 16;
+
 /// What was measured while the guard had reduced the level: kept apart, since a sum of two levels
 /// would be true of neither.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -905,7 +908,8 @@ pub struct Reduced {
     pub duration_ns: u64,
     /// Those in which nothing was measured.
     pub off_ns: u64,
-    /// All changes, in order of time.
+    /// All changes, in order of time; of more than [`STEPS`] the first, and the last one.
+    #[serde(deserialize_with = "crate::words::at_most::<STEPS, _, _>")]
     pub steps: Vec<Step>,
     /// The sum of all intervals at a level below that of the header.
     pub total: Measured,
@@ -915,6 +919,12 @@ impl Reduced {
     /// Whether everything was measured at the level of the header.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Adds a change of the level, for the intervals after it.
+    pub fn step(&mut self, step: Step) {
+        self.steps.truncate(STEPS - 1);
+        self.steps.push(step);
     }
 
     /// Adds an interval after the last step.

@@ -58,7 +58,7 @@ impl Recording {
             if frame.is(Kind::Step) {
                 let step: Step = unpack(&self.path, &frame)?;
                 if intervals > 0 {
-                    excerpt.reduced.steps.push(step);
+                    excerpt.reduced.step(step);
                 } else {
                     level = (step.level != Some(self.header.level)).then_some(step);
                 }

@@ -339,7 +339,7 @@ impl Source {
                 sum.end_ns = interval.end_ns;
                 sum.reduced.add(&interval);
             } else if frame.is(Kind::Step) {
-                sum.reduced.steps.push(unpack(&self.path, &frame)?);
+                sum.reduced.step(unpack(&self.path, &frame)?);
             }
         }
         Ok(Totals {

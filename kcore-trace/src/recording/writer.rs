@@ -165,7 +165,7 @@ impl RecordingWriter {
     pub fn step(&mut self, step: &Step) -> Result<(), RecordingError> {
         self.push(Kind::Step, step)?;
         self.write()?;
-        self.sum.reduced.steps.push(step.clone());
+        self.sum.reduced.step(step.clone());
         Ok(())
     }
 

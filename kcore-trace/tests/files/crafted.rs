@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use kcore_trace::compare::{self, Comparison, Side};
-use kcore_trace::model::{End, Interval, Level, Measured, Reduced, Step, StepReason, Trailer};
+use kcore_trace::model::{
+    End, Interval, Level, Measured, Reduced, STEPS, Step, StepReason, Trailer,
+};
 use kcore_trace::recording::{Recording, RecordingError, RecordingWriter};
 use kcore_trace::report::{By, Format, Report, render};
 use proptest::prelude::*;
@@ -148,6 +150,54 @@ fn an_interval_that_ends_before_it_begins_is_corrupt() {
     let path = folder.path().join(format!("{INTERVAL}.kct"));
     let recording = Recording::open(&path).unwrap();
     assert!(says(recording.intervals().next().unwrap().unwrap_err()));
+}
+
+/// A change of the level that might be the guard's.
+fn step(at_ns: u64) -> Step {
+    Step {
+        at_ns,
+        level: Some(Level::Contended),
+        reason: StepReason::Retry { after_ns: 1 },
+    }
+}
+
+#[test]
+fn a_sum_with_more_steps_than_there_may_be_is_corrupt() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let open = |count: usize| {
+        let trailer = Trailer {
+            end: End::Duration,
+            duration_ns: 9,
+            command_ns: None,
+            total: Measured::default(),
+            reduced: Reduced {
+                steps: vec![step(1); count],
+                ..Reduced::default()
+            },
+        };
+        let path = folder.path().join(format!("{count}.kct"));
+        write(&path, &[packed(TRAILER, &trailer)]);
+        Recording::open(&path)
+    };
+    assert_eq!(open(STEPS).unwrap().reduced.steps.len(), STEPS);
+    let error = open(STEPS + 1).unwrap_err().to_string();
+    assert!(error.ends_with("more than 65536 in a list"), "{error}");
+}
+
+#[test]
+fn of_steps_without_end_the_first_and_the_last_are_kept() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("steps.kct");
+    let last = STEPS as u64 + 9;
+    let steps = (0..=last).map(|at_ns| packed(STEP, &step(at_ns)));
+    let interval = packed(REDUCED_INTERVAL, &sample::interval(last, measured(1)));
+    write(&path, &steps.chain([interval]).collect::<Vec<_>>());
+    let recording = Recording::open(&path).unwrap();
+    let excerpt = recording.between(0, u64::MAX).unwrap();
+    let steps = &recording.reduced.steps;
+    assert_eq!(steps.len(), STEPS);
+    assert_eq!((steps[1].at_ns, steps[STEPS - 1].at_ns), (1, last));
+    assert!(excerpt.reduced.steps.len() <= STEPS);
 }
 
 proptest! {
