@@ -53,6 +53,26 @@ pub(crate) struct Run {
     /// Part of the time of all CPUs that programs ran, in a run in which the kernel timed them.
     #[serde(default)]
     pub(crate) programs: Option<f64>,
+    /// Why that is not known, where programs ran.
+    #[serde(default)]
+    pub(crate) programs_missing: Option<String>,
+}
+
+impl Run {
+    /// What a load left: its rate, the times of its clock, and the share of programs where some ran.
+    fn new(rate: f64, times: &str, programs: Option<Result<f64>>) -> Result<Self> {
+        let (programs, missing) = match programs {
+            Some(Ok(share)) => (Some(share), None),
+            Some(Err(error)) => (None, Some(format!("{error:#}"))),
+            None => (None, None),
+        };
+        Ok(Self {
+            ops_per_s: rate,
+            ready_s: seconds_between(times).context("the load left no times")?,
+            programs,
+            programs_missing: missing,
+        })
+    }
 }
 
 /// What came of each way of watching in a turn, or why nothing did.
@@ -68,18 +88,18 @@ pub(crate) struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// Runs the load while that watches: alone, and where programs run, once more with the kernel timing them.
+    /// Runs the load while that watches: alone, and where programs run, once more with the kernel timing
+    /// them, which not every kernel does.
     pub(crate) fn run(&self, watch: Watch) -> Result<Run> {
         let (rate, times) = self.load(watch, false)?;
-        let programs = match watch {
-            Watch::Nothing => None,
-            _ => Some(share_of_cpus(&self.load(watch, true)?.1).context("no times of programs")?),
-        };
-        Ok(Run {
-            ops_per_s: rate,
-            ready_s: seconds_between(&times).context("the load left no times")?,
-            programs,
-        })
+        let programs = (watch != Watch::Nothing).then(|| self.programs(watch));
+        Run::new(rate, &times, programs)
+    }
+
+    /// The part of the time of all CPUs that programs run while that watches the load.
+    fn programs(&self, watch: Watch) -> Result<f64> {
+        let (_, times) = self.load(watch, true)?;
+        share_of_cpus(&times).context("the clock left no times of programs")
     }
 
     /// Runs the load once while that watches: its rate, and what times its clock left.
@@ -228,6 +248,17 @@ mod tests {
         assert_eq!(seconds_between(line), Some(0.5));
         assert_eq!(share_of_cpus(line), Some(0.025 / cpus() as f64));
         assert_eq!(share_of_cpus("1000000000 1500000000"), None);
+    }
+
+    #[test]
+    fn a_kernel_that_times_no_programs_still_has_a_throughput() {
+        let refused = Err(anyhow::Error::msg("the kernel times no programs"));
+        let run = Run::new(83918.0, "1000000000 1500000000", Some(refused)).unwrap();
+        assert_eq!((run.ops_per_s, run.programs), (83918.0, None));
+        let missing = run.programs_missing.as_deref();
+        assert_eq!(missing, Some("the kernel times no programs"));
+        let alone = Run::new(90000.0, "1000000000 1500000000", None).unwrap();
+        assert_eq!((alone.programs, alone.programs_missing), (None, None));
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub(crate) struct HostLine {
     pub(crate) lost_by_bpftrace: Option<f64>,
     /// Part of the time of all CPUs that programs ran, the median of the turns.
     pub(crate) programs: Option<f64>,
+    /// Why it is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) programs_missing: Option<String>,
     /// By what the programs of the other tool ran.
     pub(crate) programs_by_bpftrace: Option<f64>,
     /// Seconds from exec to the start of the load.
@@ -57,6 +60,7 @@ impl Host {
                 lost: lost(watch),
                 lost_by_bpftrace: lost(watch).zip(lost(Watch::Bpftrace)).map(|(a, b)| a / b),
                 programs: programs(watch),
+                programs_missing: runs(watch).find_map(|run| run.programs_missing.clone()),
                 programs_by_bpftrace: programs(watch)
                     .zip(programs(Watch::Bpftrace))
                     .map(|(a, b)| a / b),
@@ -102,6 +106,9 @@ impl fmt::Display for Host {
             if let Some(reason) = &line.reason {
                 writeln!(f, "  {:16} failed: {reason}", line.name)?;
             }
+            if let Some(reason) = &line.programs_missing {
+                writeln!(f, "  {:16} no programs' time: {reason}", line.name)?;
+            }
             writeln!(
                 f,
                 "  {:16} {:>5} {:>10} {:>8} {:>12} {:>14} {:>12} {:>9}",
@@ -130,6 +137,7 @@ mod tests {
                 ops_per_s,
                 ready_s: 0.0,
                 programs: None,
+                programs_missing: None,
             })
         };
         let turn = |none, ours| {
