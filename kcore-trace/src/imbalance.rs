@@ -32,9 +32,9 @@ pub struct Spread {
     pub nodes: usize,
     /// Null where an uncontended acquisition is not seen.
     pub acquisitions: Option<Imbalance>,
-    /// Null if none was contended.
+    /// Null if none was contended, or where waits are not seen.
     pub contended: Option<Imbalance>,
-    /// The time waited; null if nobody waited.
+    /// The time waited; null if nobody waited, or where that is not seen.
     pub wait: Option<Imbalance>,
 }
 
@@ -58,15 +58,16 @@ impl Imbalance {
 }
 
 impl Spread {
-    pub fn of(lock: Lock, nodes: &Nodes) -> Self {
+    pub fn of(lock: Lock, nodes: &Nodes, sees_waits: bool) -> Self {
         let count = nodes.count();
         let of = |column: &[u64]| Imbalance::of(column, count);
+        let of_waits = |column: &[u64]| of(column).filter(|_| sees_waits);
         Self {
             lock,
             nodes: count,
             acquisitions: of(&nodes.acquisitions),
-            contended: of(&nodes.contended),
-            wait: of(&nodes.wait_sum_ns),
+            contended: of_waits(&nodes.contended),
+            wait: of_waits(&nodes.wait_sum_ns),
         }
     }
 
@@ -121,7 +122,7 @@ mod tests {
             contended: vec![0; acquisitions.len()],
             wait_sum_ns: wait_sum_ns.to_vec(),
         };
-        Spread::of(Lock::NodeBusy, &nodes)
+        Spread::of(Lock::NodeBusy, &nodes, true)
     }
 
     #[test]

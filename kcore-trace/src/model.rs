@@ -126,6 +126,36 @@ pub struct Inside {
     pub joined: u64,
 }
 
+/// [`Inside`], as far as it is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SeenInside {
+    pub faults: u64,
+    pub fault_ns: u64,
+    pub switches: u64,
+    pub preemptions: u64,
+    pub off_cpu_ns: u64,
+    /// Null where waits are not seen.
+    pub sleeps: Option<u64>,
+    pub sleep_ns: Option<u64>,
+    pub joined: u64,
+}
+
+impl Inside {
+    /// What is seen of it, with waits or without.
+    pub(crate) fn seen(self, waits: bool) -> SeenInside {
+        SeenInside {
+            faults: self.faults,
+            fault_ns: self.fault_ns,
+            switches: self.switches,
+            preemptions: self.preemptions,
+            off_cpu_ns: self.off_cpu_ns,
+            sleeps: waits.then_some(self.sleeps),
+            sleep_ns: waits.then_some(self.sleep_ns),
+            joined: self.joined,
+        }
+    }
+}
+
 /// How reads of /proc/kcore copied to one kind of destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -871,6 +901,32 @@ pub struct Header {
     pub started_at: String,
     /// Nanoseconds between two records.
     pub interval_ns: u64,
+}
+
+impl Header {
+    /// Whether a lock that was taken without waiting is seen.
+    pub fn sees_acquisitions(&self) -> bool {
+        self.coverage.waits == WaitCoverage::All
+    }
+
+    /// Whether it is seen of what was taken if, and how long, it was waited for. Where only waits are
+    /// seen, there is nothing of a lock of which there are none.
+    pub fn sees_waits(&self, lock: Lock) -> bool {
+        !self.sees_acquisitions() || !self.without_waits.contains(&lock)
+    }
+
+    /// The same of all locks.
+    pub fn sees_waits_of_all(&self) -> bool {
+        self.kinds.keys().all(|&lock| self.sees_waits(lock))
+    }
+
+    pub fn sees_holds(&self, lock: Lock) -> bool {
+        match self.coverage.holds {
+            HoldCoverage::All => true,
+            HoldCoverage::Partial => !self.without_holds.contains(&lock),
+            HoldCoverage::None => false,
+        }
+    }
 }
 
 /// A change of how much is measured, by the guard.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::role::Role;
 use super::shown::DASH;
 use super::side::Side;
-use crate::model::{Copies, Inside};
+use crate::model::{Copies, Inside, SeenInside};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -27,7 +27,7 @@ pub struct InsideRows {
 pub struct HoldRow {
     pub role: Role,
     #[serde(flatten)]
-    pub sides: Sides<Inside>,
+    pub sides: Sides<SeenInside>,
 }
 
 /// A sum of each side; null where nobody looked.
@@ -59,9 +59,8 @@ pub(super) fn rows(baseline: &Side, candidate: &Side) -> Option<InsideRows> {
             roles.entry(Role::of(key.lock)).or_default()[index].add(inside);
         }
     }
-    let of_sides = |[a, b]: [Inside; 2]| Sides {
-        baseline: looked(baseline).then_some(a),
-        candidate: looked(candidate).then_some(b),
+    let seen = |side: &Side, role: Role, sum: Inside| {
+        looked(side).then(|| sum.seen(role.shows_waits(side.header())))
     };
     let reads = |side: &Side| {
         looked(side).then(|| {
@@ -73,9 +72,12 @@ pub(super) fn rows(baseline: &Side, candidate: &Side) -> Option<InsideRows> {
             sum
         })
     };
-    let holds = roles.into_iter().map(|(role, sums)| HoldRow {
+    let holds = roles.into_iter().map(|(role, [a, b])| HoldRow {
         role,
-        sides: of_sides(sums),
+        sides: Sides {
+            baseline: seen(baseline, role, a),
+            candidate: seen(candidate, role, b),
+        },
     });
     Some(InsideRows {
         holds: holds.collect(),
@@ -113,8 +115,8 @@ fn holds(rows: &[HoldRow]) -> String {
                     units::duration(inside.fault_ns),
                     units::count(inside.switches),
                     units::duration(inside.off_cpu_ns),
-                    units::count(inside.sleeps),
-                    units::duration(inside.sleep_ns),
+                    inside.sleeps.map_or(DASH.into(), units::count),
+                    inside.sleep_ns.map_or(DASH.into(), units::duration),
                 ]
             }));
             table.add_row(cells);

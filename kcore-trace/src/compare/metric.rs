@@ -94,8 +94,8 @@ pub(super) struct Tally {
     /// Operations that ended; of some there are none because they are not counted.
     pub(super) operations: u64,
     pub(super) acquisitions: Option<u64>,
-    pub(super) contended: u64,
-    pub(super) wait: Distribution,
+    pub(super) contended: Option<u64>,
+    pub(super) wait: Option<Distribution>,
     pub(super) hold: Option<Distribution>,
     pub(super) latency: Option<Distribution>,
 }
@@ -105,6 +105,7 @@ pub(super) struct Tally {
 pub(super) enum Gap {
     NoOperations,
     NoAcquisitions,
+    NoWaits,
     NoHolds,
     NoLatency,
     /// Fewer than so many of what takes time.
@@ -161,14 +162,14 @@ impl Metric {
         match self {
             // How often an operation takes a lock is written in its code.
             Self::AcquisitionsPerOp => 0.0,
-            Self::ContendedShare => match tally.acquisitions {
+            Self::ContendedShare => match (tally.acquisitions, tally.contended) {
                 // One more of either kind, so that none at all is not taken for never.
-                Some(acquisitions @ 1..) => {
+                (Some(acquisitions @ 1..), Some(contended)) => {
                     let all = acquisitions as f64;
-                    let share = (tally.contended as f64 + 1.0) / (all + 2.0);
+                    let share = (contended as f64 + 1.0) / (all + 2.0);
                     (share * (1.0 - share)).max(0.0) / all
                 }
-                Some(0) | None => 0.0,
+                _ => 0.0,
             },
             Self::PerOp(span) => tally.span(span).map_or(0.0, |durations| {
                 let count = durations.count().max(1) as f64;
@@ -212,7 +213,10 @@ impl Metric {
         };
         match self {
             Self::AcquisitionsPerOp => Ok(acquisitions()? / operations()?),
-            Self::ContendedShare => Ok(tally.contended as f64 / acquisitions()?),
+            Self::ContendedShare => {
+                let contended = tally.contended.ok_or(Gap::NoWaits)?;
+                Ok(contended as f64 / acquisitions()?)
+            }
             Self::PerOp(span) => match tally.operations {
                 1..FEWEST => Err(Gap::TooFew(Span::Latency, FEWEST)),
                 _ => Ok(tally.span(span)?.sum_ns() as f64 / operations()?),
@@ -227,7 +231,7 @@ impl Metric {
 impl Tally {
     fn span(&self, span: Span) -> Result<&Distribution, Gap> {
         match span {
-            Span::Wait => Ok(&self.wait),
+            Span::Wait => self.wait.as_ref().ok_or(Gap::NoWaits),
             Span::Hold => self.hold.as_ref().ok_or(Gap::NoHolds),
             Span::Latency => self.latency.as_ref().ok_or(Gap::NoLatency),
         }
@@ -324,6 +328,7 @@ impl fmt::Display for Gap {
         match self {
             Self::NoOperations => f.write_str("no operation was counted"),
             Self::NoAcquisitions => f.write_str("no acquisition was seen"),
+            Self::NoWaits => f.write_str("no wait can be seen"),
             Self::NoHolds => f.write_str("no hold can be seen"),
             Self::NoLatency => f.write_str("no operation was timed"),
             Self::TooFew(span, fewest) | Self::TooFewTogether(span, fewest) => {
@@ -363,7 +368,7 @@ mod tests {
         assert_eq!(fewest, [20, 100, 1_000, 10_000, 1]);
         let value = |count| {
             let tally = Tally {
-                wait: waits(count, 40),
+                wait: Some(waits(count, 40)),
                 ..Tally::default()
             };
             Metric::Of(Span::Wait, Point::P90).value(&tally)
@@ -376,7 +381,7 @@ mod tests {
     fn a_mean_needs_ten_samples_of_a_side_and_few_of_them_vary_much() {
         let mean = Metric::Of(Span::Wait, Point::Mean);
         let tally = |count| Tally {
-            wait: waits(count, 40),
+            wait: Some(waits(count, 40)),
             ..Tally::default()
         };
         assert_eq!(mean.shortage(&tally(10)), None);
@@ -398,10 +403,26 @@ mod tests {
     }
 
     #[test]
+    fn waits_that_cannot_be_seen_are_no_share_and_no_time_of_zero() {
+        let tally = Tally {
+            operations: 10,
+            acquisitions: Some(30),
+            ..Tally::default()
+        };
+        let of_waits = of(Span::Wait).into_iter();
+        for metric in of_waits.chain([Metric::ContendedShare, Metric::PerOp(Span::Wait)]) {
+            assert_eq!(metric.value(&tally), Err(Gap::NoWaits), "{}", metric.id());
+        }
+        assert_eq!(Metric::AcquisitionsPerOp.value(&tally), Ok(3.0));
+    }
+
+    #[test]
     fn no_wait_at_all_is_a_share_and_a_time_of_zero() {
         let tally = Tally {
             operations: 10,
             acquisitions: Some(30),
+            contended: Some(0),
+            wait: Some(Distribution::default()),
             ..Tally::default()
         };
         assert_eq!(Metric::AcquisitionsPerOp.value(&tally), Ok(3.0));

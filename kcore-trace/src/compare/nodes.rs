@@ -28,11 +28,16 @@ pub struct NodeRow {
 }
 
 pub(super) fn rows(baseline: &Side, candidate: &Side) -> Vec<NodeRow> {
-    let sides = [baseline, candidate].map(|side| &side.total.nodes);
-    let locks: BTreeSet<Lock> = sides.iter().flat_map(|side| side.keys().copied()).collect();
+    let sides = [baseline, candidate];
+    let nodes = sides.iter().map(|side| &side.total.nodes);
+    let locks: BTreeSet<Lock> = nodes.flat_map(|side| side.keys().copied()).collect();
     let spread = |side: usize, lock: Lock| {
-        let nodes = sides[side].get(&lock)?;
-        Some(Spread::of(lock, nodes))
+        let nodes = sides[side].total.nodes.get(&lock)?;
+        Some(Spread::of(
+            lock,
+            nodes,
+            sides[side].header().sees_waits(lock),
+        ))
     };
     locks
         .into_iter()

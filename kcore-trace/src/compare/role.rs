@@ -7,6 +7,8 @@
 use kcore_trace_ebpf::words::Lock;
 use serde::Serialize;
 
+use crate::model::Header;
+
 /// What is guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -40,12 +42,26 @@ impl Role {
         }
     }
 
+    /// The locks of all eras that have the role.
+    pub(super) fn locks(self) -> impl Iterator<Item = Lock> {
+        let locks = Lock::ALL.iter().copied();
+        locks.filter(move |&lock| Self::of(lock) == self)
+    }
+
     /// The lock that stands for the role wherever one name has to.
     pub(super) fn first_lock(self) -> Lock {
-        let mut locks = Lock::ALL.iter().copied();
-        locks
-            .find(|&lock| Self::of(lock) == self)
-            .expect("a role is that of some lock")
+        let first = self.locks().next();
+        first.expect("a role is that of some lock")
+    }
+
+    /// Whether a recording shows how its locks were waited for.
+    pub(super) fn shows_waits(self, header: &Header) -> bool {
+        self.locks().all(|lock| header.sees_waits(lock))
+    }
+
+    /// Whether a recording shows how long its locks were held.
+    pub(super) fn shows_holds(self, header: &Header) -> bool {
+        self.locks().all(|lock| header.sees_holds(lock))
     }
 
     /// What a reader of a comparison must know if only one side has [`Role::ReadyAreas`].

@@ -16,7 +16,7 @@ use super::role::Role;
 use super::side::Side;
 use super::stats::{self, Estimate};
 use super::verdict::{self, Finding, Verdict};
-use crate::model::{Cell, CellKey, Header, HoldCoverage, Measured, WaitCoverage, saturating_sum};
+use crate::model::{Cell, CellKey, Header, Measured, saturating_sum};
 use crate::units;
 
 /// The shortest time that is measured: what a logarithm takes for zero.
@@ -66,8 +66,9 @@ pub struct LockSide {
     pub modes: Vec<Mode>,
     /// Null where an uncontended acquisition is not seen.
     pub acquisitions: Option<u64>,
-    pub contended: u64,
-    pub wait_sum_ns: u64,
+    /// Null where waits are not seen.
+    pub contended: Option<u64>,
+    pub wait_sum_ns: Option<u64>,
     /// Null where holds are not seen.
     pub hold_sum_ns: Option<u64>,
 }
@@ -204,7 +205,8 @@ impl LockRow {
     /// The time waited, then held, on the side where that is longer.
     fn time_ns(&self) -> (u64, u64) {
         let sides = [&self.baseline, &self.candidate].into_iter().flatten();
-        let times = sides.map(|side| (side.wait_sum_ns, side.hold_sum_ns.unwrap_or(0)));
+        let times = sides.map(|side| (side.wait_sum_ns, side.hold_sum_ns));
+        let times = times.map(|(wait, hold)| (wait.unwrap_or(0), hold.unwrap_or(0)));
         times.fold((0, 0), |(wait, hold), time| {
             (wait.max(time.0), hold.max(time.1))
         })
@@ -293,16 +295,18 @@ impl<'a> LockCells<'a> {
         let (keys, cell) = self.cells.get(&key)?;
         let locks: BTreeSet<_> = keys.iter().map(|key| key.lock).collect();
         let modes: BTreeSet<_> = keys.iter().map(|key| key.mode).collect();
-        let holds = locks.iter().all(|&lock| sees_holds(self.header, lock));
+        let (role, ..) = key;
+        let waits = role.shows_waits(self.header);
+        let holds = role.shows_holds(self.header);
         Some(LockSide {
             kind: keys
                 .first()
                 .and_then(|key| self.header.kinds.get(&key.lock).copied()),
             locks: locks.into_iter().collect(),
             modes: modes.into_iter().collect(),
-            acquisitions: sees_acquisitions(self.header).then_some(cell.acquisitions),
-            contended: cell.contended,
-            wait_sum_ns: cell.wait.sum_ns(),
+            acquisitions: self.acquisitions(cell),
+            contended: waits.then_some(cell.contended),
+            wait_sum_ns: waits.then(|| cell.wait.sum_ns()),
             hold_sum_ns: holds.then(|| cell.hold.sum_ns()),
         })
     }
@@ -310,31 +314,22 @@ impl<'a> LockCells<'a> {
     fn tally(&self, key: Key) -> Tally {
         let (role, op, _) = key;
         let operations = self.measured.ops.get(&op).map_or(0, |op| op.count);
-        let (keys, cell) = self.cells.get(&key).cloned().unwrap_or_default();
-        let holds = match keys.as_slice() {
-            [] => sees_holds(self.header, role.first_lock()),
-            keys => keys.iter().all(|key| sees_holds(self.header, key.lock)),
-        };
+        let (_, cell) = self.cells.get(&key).cloned().unwrap_or_default();
+        let waits = role.shows_waits(self.header);
+        let holds = role.shows_holds(self.header);
         Tally {
             operations,
-            acquisitions: sees_acquisitions(self.header).then_some(cell.acquisitions),
-            contended: cell.contended,
-            wait: cell.wait,
+            acquisitions: self.acquisitions(&cell),
+            contended: waits.then_some(cell.contended),
+            wait: waits.then_some(cell.wait),
             hold: holds.then_some(cell.hold),
             latency: None,
         }
     }
-}
 
-fn sees_acquisitions(header: &Header) -> bool {
-    header.coverage.waits == WaitCoverage::All
-}
-
-fn sees_holds(header: &Header, lock: Lock) -> bool {
-    match header.coverage.holds {
-        HoldCoverage::All => true,
-        HoldCoverage::Partial => !header.without_holds.contains(&lock),
-        HoldCoverage::None => false,
+    fn acquisitions(&self, cell: &Cell) -> Option<u64> {
+        let seen = self.header.sees_acquisitions();
+        seen.then_some(cell.acquisitions)
     }
 }
 
@@ -345,7 +340,7 @@ fn op_tally(header: &Header, measured: &Measured, op: Op) -> Tally {
     let cell = measured.ops.get(&op).cloned().unwrap_or_default();
     Tally {
         operations: cell.count,
-        acquisitions: sees_acquisitions(header).then_some(acquisitions),
+        acquisitions: header.sees_acquisitions().then_some(acquisitions),
         latency: (!cell.latency.is_empty()).then_some(cell.latency),
         ..Tally::default()
     }
@@ -398,7 +393,7 @@ fn events(metric: Metric, sides: &[Samples; 2]) -> f64 {
         sides.iter().filter_map(of).fold(0.0, f64::max)
     };
     match metric {
-        Metric::PerOp(Span::Wait) => per_op(|tally| tally.contended),
+        Metric::PerOp(Span::Wait) => per_op(|tally| tally.contended.unwrap_or(0)),
         Metric::PerOp(_) | Metric::Of(Span::Latency, _) => {
             per_op(|tally| tally.acquisitions.unwrap_or(0))
         }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, UNIX_EPOCH};
 
-use kcore_trace_ebpf::words::Kind;
+use kcore_trace_ebpf::words::{Kind, Lock};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, NativeHistogram, NativeHistogramBuckets, NoLabelSet, prometheus_protobuf,
@@ -306,7 +306,7 @@ static ROWS: &[Row] = &[
             "wait",
             "Waits of contended acquisitions, from the call to ownership",
         ),
-        samples: |state| of_cells(state, |_, _, total| Some(Value::Histogram(&total.wait))),
+        samples: |state| of_waits(state, |_, total| Some(Value::Histogram(&total.wait))),
     },
     Row {
         family: histogram(
@@ -333,7 +333,7 @@ static ROWS: &[Row] = &[
             "contended_acquisitions",
             "Acquisitions that entered the slow path and got the lock",
         ),
-        samples: |state| of_cells(state, |_, _, total| Some(Value::Whole(total.contended))),
+        samples: |state| of_waits(state, |_, total| Some(Value::Whole(total.contended))),
     },
     Row {
         family: counter(
@@ -341,7 +341,7 @@ static ROWS: &[Row] = &[
             "Waits that ended without the lock: killed or interrupted",
         ),
         samples: |state| {
-            of_cells(state, |_, sleeps, total| {
+            of_waits(state, |sleeps, total| {
                 (sleeps || total.aborted > 0).then_some(Value::Whole(total.aborted))
             })
         },
@@ -352,7 +352,7 @@ static ROWS: &[Row] = &[
             "Time spent in waits that ended without the lock",
         )),
         samples: |state| {
-            of_cells(state, |_, sleeps, total| {
+            of_waits(state, |sleeps, total| {
                 let seen = sleeps || total.aborted > 0;
                 seen.then_some(Value::Real(total.aborted_wait_ns as f64 / 1e9))
             })
@@ -378,7 +378,11 @@ static ROWS: &[Row] = &[
             if !state.sees_every_acquisition() {
                 return vec![];
             }
-            of_nodes(state, |nodes, node| Value::Whole(nodes.acquisitions[node]))
+            of_nodes(
+                state,
+                |_| true,
+                |nodes, node| Value::Whole(nodes.acquisitions[node]),
+            )
         },
     },
     Row {
@@ -386,7 +390,12 @@ static ROWS: &[Row] = &[
             "node_contended_acquisitions",
             "Acquisitions of the lock of a node that entered the slow path and got it",
         ),
-        samples: |state| of_nodes(state, |nodes, node| Value::Whole(nodes.contended[node])),
+        samples: |state| {
+            let seen = |lock| state.totals.sees_waits(lock);
+            of_nodes(state, seen, |nodes, node| {
+                Value::Whole(nodes.contended[node])
+            })
+        },
     },
     Row {
         family: seconds(counter(
@@ -394,7 +403,8 @@ static ROWS: &[Row] = &[
             "Time waited for the lock of a node, of waits that ended with it",
         )),
         samples: |state| {
-            of_nodes(state, |nodes, node| {
+            let seen = |lock| state.totals.sees_waits(lock);
+            of_nodes(state, seen, |nodes, node| {
                 Value::Real(nodes.wait_sum_ns[node] as f64 / 1e9)
             })
         },
@@ -418,35 +428,48 @@ static ROWS: &[Row] = &[
             "hold_page_faults",
             "Page faults that were served while a lock was held that holders may sleep with",
         ),
-        samples: |state| of_sleeping(state, |inside| Value::Whole(inside.faults)),
+        samples: |state| of_sleeping(state, |_, inside| Some(Value::Whole(inside.faults))),
     },
     Row {
         family: seconds(counter(
             "hold_page_fault",
             "Time of page faults that were served while a lock was held",
         )),
-        samples: |state| of_sleeping(state, |inside| Value::Real(seconds_of(inside.fault_ns))),
+        samples: |state| {
+            of_sleeping(state, |_, inside| {
+                Some(Value::Real(seconds_of(inside.fault_ns)))
+            })
+        },
     },
     Row {
         family: seconds(counter(
             "hold_off_cpu",
             "Time that holders of a lock were off their CPU",
         )),
-        samples: |state| of_sleeping(state, |inside| Value::Real(seconds_of(inside.off_cpu_ns))),
+        samples: |state| {
+            of_sleeping(state, |_, inside| {
+                Some(Value::Real(seconds_of(inside.off_cpu_ns)))
+            })
+        },
     },
     Row {
         family: counter(
             "hold_preemptions",
             "Times that the holder of a lock was preempted",
         ),
-        samples: |state| of_sleeping(state, |inside| Value::Whole(inside.preemptions)),
+        samples: |state| of_sleeping(state, |_, inside| Some(Value::Whole(inside.preemptions))),
     },
     Row {
         family: seconds(counter(
             "wait_sleep",
             "Time that waiters for a lock were off their CPU; the rest of their waits they spun",
         )),
-        samples: |state| of_sleeping(state, |inside| Value::Real(seconds_of(inside.sleep_ns))),
+        samples: |state| {
+            of_sleeping(state, |key, inside| {
+                let seen = state.totals.sees_waits(key.lock);
+                seen.then(|| Value::Real(seconds_of(inside.sleep_ns)))
+            })
+        },
     },
     Row {
         family: counter(
@@ -499,7 +522,10 @@ static ROWS: &[Row] = &[
             "reader_inflicted_wait",
             "Time that anyone waited for a lock that a reader held when the wait began",
         )),
-        samples: |state| of_readers(state, |reader| Value::Real(seconds_of(reader.inflicted_ns))),
+        samples: |state| match state.totals.sees_waits_of_all() {
+            true => of_readers(state, |reader| Value::Real(seconds_of(reader.inflicted_ns))),
+            false => vec![],
+        },
     },
     Row {
         family: histogram("operation", "Vmalloc operations, from entry to return"),
@@ -777,12 +803,28 @@ fn of_cells<'a>(
     state.totals.cells.iter().filter_map(sample).collect()
 }
 
-/// A value for each node of each lock that nodes have.
-fn of_nodes<'a>(state: &'a State, value: impl Fn(&Nodes, usize) -> Value<'a>) -> Samples<'a> {
+/// A value for each cell that has one, of locks whose waits are seen; told with whether waiters sleep.
+fn of_waits<'a>(
+    state: &'a State,
+    value: impl Fn(bool, &'a CellTotal) -> Option<Value<'a>>,
+) -> Samples<'a> {
+    of_cells(state, |key, sleeps, total| {
+        let seen = state.totals.sees_waits(key.lock);
+        seen.then(|| value(sleeps, total)).flatten()
+    })
+}
+
+/// A value for each node of each lock that nodes have and of which it is seen.
+fn of_nodes<'a>(
+    state: &'a State,
+    seen: impl Fn(Lock) -> bool,
+    value: impl Fn(&Nodes, usize) -> Value<'a>,
+) -> Samples<'a> {
     let Totals {
         nodes, node_names, ..
     } = &state.totals;
-    let each = nodes.iter().flat_map(|(lock, nodes)| {
+    let nodes = nodes.iter().filter(|(lock, _)| seen(**lock));
+    let each = nodes.flat_map(|(lock, nodes)| {
         let numbers = (0..nodes.count()).zip(node_names);
         numbers.map(|(node, name)| {
             let labels = vec![("lock", lock.name()), ("node", &**name)];
@@ -816,14 +858,17 @@ fn seconds_of(ns: u64) -> f64 {
 }
 
 /// A value for each cell of a lock that holders and waiters may sleep with.
-fn of_sleeping<'a>(state: &'a State, value: impl Fn(&Inside) -> Value<'a>) -> Samples<'a> {
+fn of_sleeping<'a>(
+    state: &'a State,
+    value: impl Fn(&CellKey, &Inside) -> Option<Value<'a>>,
+) -> Samples<'a> {
     let subject = state.subject.as_ref();
     if !subject.is_some_and(|subject| subject.header.inside) {
         return vec![];
     }
     of_cells(state, |key, sleeps, _| {
         let inside = state.totals.inside.get(key).copied().unwrap_or_default();
-        sleeps.then(|| value(&inside))
+        sleeps.then(|| value(key, &inside)).flatten()
     })
 }
 

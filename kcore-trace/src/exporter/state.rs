@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::totals::{Expected, Totals};
 use crate::loader::ProgramCost;
-use crate::model::{Header, Level, Step, WaitCoverage};
+use crate::model::{Header, Level, Step};
 use crate::plan::{Hooks, Plan, PlannedHook};
 use crate::sampling::{Overhead, Sample};
 use crate::snapshot;
@@ -120,15 +120,17 @@ impl State {
     }
 
     pub(crate) fn sees_every_acquisition(&self) -> bool {
-        self.subject.as_ref().is_some_and(|subject| {
-            subject.level.is_some() && subject.header.coverage.waits == WaitCoverage::All
-        })
+        self.subject
+            .as_ref()
+            .is_some_and(|subject| subject.level.is_some() && subject.header.sees_acquisitions())
     }
 }
 
 /// The series that are there from the start.
 fn expected(header: &Header, plan: &Plan) -> Expected {
     let cells = plan.locks.iter().flat_map(snapshot::expected_keys);
+    let locks = plan.locks.iter().map(|planned| planned.lock);
+    let without_waits = locks.filter(|&lock| !header.sees_waits(lock));
     let holds = plan.locks.iter().filter(|planned| planned.holds);
     let timed = plan.hooks != Hooks::Tracepoint;
     // At level contended no hook is on an operation, but a tracepoint may count it.
@@ -139,6 +141,7 @@ fn expected(header: &Header, plan: &Plan) -> Expected {
     };
     Expected {
         cells: cells.collect(),
+        without_waits: without_waits.collect(),
         holds: holds.map(|planned| planned.lock).collect(),
         ops,
         timed,

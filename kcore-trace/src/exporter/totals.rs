@@ -9,7 +9,7 @@
 //! its bucket is counted with the next interval. One that never found a bucket is counted as of
 //! unknown length.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
 
 use kcore_trace_ebpf::bucket;
@@ -116,6 +116,8 @@ pub(crate) struct OpTotal {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
     pub(crate) cells: Vec<CellKey>,
+    /// Locks of which acquisitions are seen, and not whether they waited.
+    pub(crate) without_waits: Vec<Lock>,
     /// Locks whose holds are seen.
     pub(crate) holds: Vec<Lock>,
     pub(crate) ops: Vec<Op>,
@@ -127,6 +129,8 @@ pub(crate) struct Expected {
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     expected: Expected,
+    /// Locks of which waits were not seen at some time, so that a sum would be wrong.
+    without_waits: BTreeSet<Lock>,
     pub(crate) cells: BTreeMap<CellKey, CellTotal>,
     pub(crate) ops: BTreeMap<Op, OpTotal>,
     /// The locks of nodes; the kernel has 128 nodes at most.
@@ -153,6 +157,7 @@ impl Totals {
 
     /// Expects other series from now on. Those that are there stay.
     pub(crate) fn expect(&mut self, expected: Expected) {
+        self.without_waits.extend(&expected.without_waits);
         self.expected = expected;
         for key in self.expected.cells.clone() {
             self.cell(key);
@@ -160,6 +165,16 @@ impl Totals {
         for op in self.expected.ops.clone() {
             self.op(op);
         }
+    }
+
+    /// Whether all waits for a lock are in the sums.
+    pub(crate) fn sees_waits(&self, lock: Lock) -> bool {
+        !self.without_waits.contains(&lock)
+    }
+
+    /// The same of all locks.
+    pub(crate) fn sees_waits_of_all(&self) -> bool {
+        self.without_waits.is_empty()
     }
 
     pub(crate) fn add(&mut self, interval: &Interval) {

@@ -427,6 +427,9 @@ fn peek(address: u64) -> Option<u64> {
         .ok()
 }
 
+/// What [`Facts::spinlocks`] says of those that wait without a queue.
+pub const TEST_AND_SET: &str = "test-and-set";
+
 /// Which slow path spinlocks have: a static key says test-and-set, `pv_ops` says paravirtual.
 fn spinlocks(btf: &Btf, symbols: &Symbols) -> String {
     let member = |name: &str, member: &str| {
@@ -446,7 +449,7 @@ fn spinlocks(btf: &Btf, symbols: &Symbols) -> String {
     match read() {
         Some((_, slow_path)) if is(PV_SLOW_PATH, slow_path) => "pv",
         Some((0, slow_path)) if is(NATIVE_SLOW_PATH, slow_path) => "native",
-        Some((1.., _)) => "test-and-set",
+        Some((1.., _)) => TEST_AND_SET,
         _ => crate::host::UNKNOWN,
     }
     .to_owned()

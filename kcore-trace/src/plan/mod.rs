@@ -14,7 +14,7 @@ use kcore_trace_ebpf::words::{Context, Kind, Lock, Op};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::kernel::{Era, Facts, STATIC_LOCKS, symbols};
+use crate::kernel::{Era, Facts, STATIC_LOCKS, TEST_AND_SET, symbols};
 use crate::model::{Coverage, HoldCoverage, Level, Missing, WaitCoverage};
 use crate::probes::{self, Attach, Ends, LockFunction, Part, program, purpose};
 
@@ -171,6 +171,7 @@ impl Plan {
         draft.keep_acquired(&mut locks);
         draft.lock_functions(&locks);
         keep_seen(&mut locks, &draft.programs, hooks, request.level);
+        draft.keep_shown(&mut locks);
         draft.block_scopes(&locks);
         draft.ops();
         draft.tracepoints();
@@ -506,6 +507,13 @@ impl Draft<'_> {
         }
     }
 
+    /// By tracepoint leaves out spinlocks that show no wait.
+    fn keep_shown(&self, locks: &mut Vec<PlannedLock>) {
+        if self.hooks == Hooks::Tracepoint && self.facts.spinlocks == TEST_AND_SET {
+            locks.retain(|planned| planned.kind != Kind::Spinlock);
+        }
+    }
+
     /// Hooks on the lock primitives of the kinds that are needed.
     fn lock_functions(&mut self, locks: &[PlannedLock]) {
         if self.hooks == Hooks::Tracepoint {
@@ -798,7 +806,7 @@ impl Draft<'_> {
             "they take fentry or kprobe",
         );
         match self.facts.spinlocks.as_str() {
-            "test-and-set" => self.miss("all spinlock waits", "test-and-set spinlocks, as a hypervisor without PV spinlocks gets them, fire no tracepoint"),
+            TEST_AND_SET => self.miss("all spinlock waits", "test-and-set spinlocks, as a hypervisor without PV spinlocks gets them, fire no tracepoint"),
             "pv" => {}
             _ => self.miss("waits of a first waiter", "a native spinlock's first waiter spins on the pending bit, before the tracepoint; paravirtual spinlocks show all"),
         }

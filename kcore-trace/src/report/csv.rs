@@ -67,13 +67,13 @@ fn lock(row: &LockRow) -> Vec<String> {
         row.intent.name(),
         row.op.name(),
     ];
-    line(keys, counts(&row.counts), [Some(row.wait), row.hold, None])
+    line(keys, counts(&row.counts), [row.wait, row.hold, None])
 }
 
 fn total(total: &LockTotal) -> Vec<String> {
     let kind = total.kind.map_or("", Kind::name);
     let keys = ["lock", total.lock.name(), kind, "", "", ""];
-    let dists = [Some(total.wait), total.hold, None];
+    let dists = [total.wait, total.hold, None];
     line(keys, counts(&total.counts), dists)
 }
 
@@ -82,10 +82,10 @@ fn counts(counts: &Counts) -> [Option<u64>; COUNTS.len()] {
     [
         None,
         counts.acquisitions,
-        Some(counts.contended),
+        counts.contended,
         counts.releases,
-        Some(counts.aborted),
-        Some(counts.aborted_wait_ns),
+        counts.aborted,
+        counts.aborted_wait_ns,
         Some(counts.try_failed),
     ]
 }

@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use kcore_trace_ebpf::words::{Destination, Kind};
 use serde::Serialize;
 
-use crate::model::{CellKey, Copies, Header, Inside, Measured, saturating_sum};
+use crate::model::{CellKey, Copies, Header, Measured, SeenInside, saturating_sum};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -32,9 +32,9 @@ pub struct HoldRow {
     #[serde(serialize_with = "crate::words::optional")]
     pub kind: Option<Kind>,
     #[serde(flatten)]
-    pub inside: Inside,
-    /// Nanoseconds of all contended waits, of which `sleep_ns` is a part.
-    pub wait_sum_ns: u64,
+    pub inside: SeenInside,
+    /// Nanoseconds of all contended waits, of which `sleep_ns` is a part. Null where waits are not seen.
+    pub wait_sum_ns: Option<u64>,
 }
 
 /// Reads of /proc/kcore into one kind of destination.
@@ -52,11 +52,15 @@ pub(super) const NOT_SEEN: &str =
 /// What was seen; nothing if nobody looked.
 pub(super) fn view(header: &Header, measured: &Measured) -> Option<InsideView> {
     header.inside.then(|| {
-        let holds = measured.inside.iter().map(|(key, inside)| HoldRow {
-            key: *key,
-            kind: header.kinds.get(&key.lock).copied(),
-            inside: *inside,
-            wait_sum_ns: measured.cells.get(key).map_or(0, |cell| cell.wait.sum_ns()),
+        let holds = measured.inside.iter().map(|(key, inside)| {
+            let sees_waits = header.sees_waits(key.lock);
+            let wait_sum_ns = measured.cells.get(key).map_or(0, |cell| cell.wait.sum_ns());
+            HoldRow {
+                key: *key,
+                kind: header.kinds.get(&key.lock).copied(),
+                inside: inside.seen(sees_waits),
+                wait_sum_ns: sees_waits.then_some(wait_sum_ns),
+            }
         });
         let copies = measured.copies.iter();
         let copies = copies.map(|(&destination, &copies)| CopyRow {
@@ -65,13 +69,17 @@ pub(super) fn view(header: &Header, measured: &Measured) -> Option<InsideView> {
         });
         let (mut holds, mut copies): (Vec<_>, Vec<_>) = (holds.collect(), copies.collect());
         holds.sort_by_key(|row| {
-            let Inside {
+            let SeenInside {
                 fault_ns,
                 off_cpu_ns,
                 sleep_ns,
                 ..
             } = row.inside;
-            Reverse(saturating_sum([fault_ns, off_cpu_ns, sleep_ns]))
+            Reverse(saturating_sum([
+                fault_ns,
+                off_cpu_ns,
+                sleep_ns.unwrap_or(0),
+            ]))
         });
         copies.sort_by_key(|row| Reverse(row.copies.reads));
         InsideView {
@@ -104,6 +112,7 @@ fn holds(rows: &[HoldRow]) -> String {
     let mut table = new_table(head.map(String::from).to_vec());
     for row in rows {
         let inside = &row.inside;
+        let slept = inside.sleep_ns.zip(row.wait_sum_ns);
         table.add_row([
             format!("{}, {}", row.key.lock, row.key.op),
             units::count(inside.faults),
@@ -111,9 +120,9 @@ fn holds(rows: &[HoldRow]) -> String {
             units::count(inside.switches),
             units::count(inside.preemptions),
             units::duration(inside.off_cpu_ns),
-            units::count(inside.sleeps),
-            units::duration(inside.sleep_ns),
-            units::share(inside.sleep_ns, row.wait_sum_ns),
+            inside.sleeps.map_or(String::new(), units::count),
+            inside.sleep_ns.map_or(String::new(), units::duration),
+            slept.map_or(String::new(), |(part, all)| units::share(part, all)),
         ]);
     }
     for index in 1..head.len() {

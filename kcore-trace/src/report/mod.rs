@@ -38,8 +38,7 @@ use crate::distribution::{Bucket, Distribution};
 use crate::host::Host;
 use crate::imbalance::Spread;
 use crate::model::{
-    Cell, CellKey, Coverage, End, Header, HoldCoverage, KernelName, Level, Loss, Measured, OpCell,
-    Reduced, WaitCoverage,
+    Cell, CellKey, Coverage, End, Header, KernelName, Level, Loss, Measured, OpCell, Reduced,
 };
 use crate::recording::{Cut, Excerpt, Recording};
 use crate::table::printable_lines;
@@ -184,14 +183,14 @@ pub struct OpRow {
 pub struct Counts {
     /// Null where an uncontended acquisition is not seen.
     pub acquisitions: Option<u64>,
-    /// Acquisitions that entered the slow path and got the lock.
-    pub contended: u64,
+    /// Acquisitions that entered the slow path and got the lock. Null where waits are not seen.
+    pub contended: Option<u64>,
     /// Null where holds are not seen.
     pub releases: Option<u64>,
-    /// Waits that ended without the lock.
-    pub aborted: u64,
+    /// Waits that ended without the lock. Null where waits are not seen.
+    pub aborted: Option<u64>,
     /// Nanoseconds spent in them.
-    pub aborted_wait_ns: u64,
+    pub aborted_wait_ns: Option<u64>,
     pub try_failed: u64,
 }
 
@@ -211,7 +210,8 @@ pub struct LockRow {
     pub op: Op,
     #[serde(flatten)]
     pub counts: Counts,
-    pub wait: Dist,
+    /// Null where waits are not seen.
+    pub wait: Option<Dist>,
     /// Null where holds are not seen.
     pub hold: Option<Dist>,
 }
@@ -225,9 +225,9 @@ pub struct LockTotal {
     pub kind: Option<Kind>,
     #[serde(flatten)]
     pub counts: Counts,
-    pub wait: Dist,
+    pub wait: Option<Dist>,
     pub hold: Option<Dist>,
-    /// Waits by powers of two.
+    /// Waits by powers of two; empty where they are not seen.
     pub wait_octaves: Vec<Bucket>,
     /// Holds by powers of two; empty where they are not seen.
     pub hold_octaves: Vec<Bucket>,
@@ -305,8 +305,8 @@ impl Report {
                 .map(|(subject, cells)| subject.total(&cells.sum))
                 .collect(),
             cost_band_ns: total.shortest_hold_ns(),
-            nodes: nodes::rows(total, sees_acquisitions(header)),
-            spreads: nodes::spreads(total),
+            nodes: nodes::rows(header, total),
+            spreads: nodes::spreads(header, total),
             blame_missing: blame.as_ref().err().copied(),
             blame: blame.ok(),
             inside: inside::view(header, total),
@@ -317,15 +317,12 @@ impl Report {
     }
 }
 
-fn sees_acquisitions(header: &Header) -> bool {
-    header.coverage.waits == WaitCoverage::All
-}
-
 /// A lock, and what is seen of it.
 struct Subject {
     lock: Lock,
     kind: Option<Kind>,
     sees_acquisitions: bool,
+    sees_waits: bool,
     sees_holds: bool,
 }
 
@@ -334,12 +331,9 @@ impl Subject {
         Self {
             lock,
             kind: header.kinds.get(&lock).copied(),
-            sees_acquisitions: sees_acquisitions(header),
-            sees_holds: match header.coverage.holds {
-                HoldCoverage::All => true,
-                HoldCoverage::Partial => !header.without_holds.contains(&lock),
-                HoldCoverage::None => false,
-            },
+            sees_acquisitions: header.sees_acquisitions(),
+            sees_waits: header.sees_waits(lock),
+            sees_holds: header.sees_holds(lock),
         }
     }
 
@@ -351,7 +345,7 @@ impl Subject {
             intent: key.intent,
             op: key.op,
             counts: self.counts(cell),
-            wait: Dist::new(&cell.wait),
+            wait: self.wait(cell),
             hold: self.hold(cell),
         };
         cells.cells.iter().map(row).collect()
@@ -362,9 +356,12 @@ impl Subject {
             lock: self.lock,
             kind: self.kind,
             counts: self.counts(sum),
-            wait: Dist::new(&sum.wait),
+            wait: self.wait(sum),
             hold: self.hold(sum),
-            wait_octaves: sum.wait.octaves(),
+            wait_octaves: match self.sees_waits {
+                true => sum.wait.octaves(),
+                false => Vec::new(),
+            },
             hold_octaves: sum.hold.octaves(),
         }
     }
@@ -372,12 +369,16 @@ impl Subject {
     fn counts(&self, cell: &Cell) -> Counts {
         Counts {
             acquisitions: self.sees_acquisitions.then_some(cell.acquisitions),
-            contended: cell.contended,
+            contended: self.sees_waits.then_some(cell.contended),
             releases: self.sees_holds.then_some(cell.releases),
-            aborted: cell.aborted,
-            aborted_wait_ns: cell.aborted_wait_ns,
+            aborted: self.sees_waits.then_some(cell.aborted),
+            aborted_wait_ns: self.sees_waits.then_some(cell.aborted_wait_ns),
             try_failed: cell.try_failed,
         }
+    }
+
+    fn wait(&self, cell: &Cell) -> Option<Dist> {
+        self.sees_waits.then(|| Dist::new(&cell.wait))
     }
 
     fn hold(&self, cell: &Cell) -> Option<Dist> {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::Report;
 use crate::imbalance::Spread;
-use crate::model::{Measured, saturating_sum};
+use crate::model::{Header, Measured, saturating_sum};
 use crate::table::{align, new_table};
 use crate::units;
 
@@ -23,30 +23,33 @@ pub struct NodeRow {
     pub node: usize,
     /// Null where an uncontended acquisition is not seen.
     pub acquisitions: Option<u64>,
-    pub contended: u64,
-    pub wait_sum_ns: u64,
+    /// Null where waits are not seen.
+    pub contended: Option<u64>,
+    pub wait_sum_ns: Option<u64>,
 }
 
-pub(super) fn rows(measured: &Measured, sees_acquisitions: bool) -> Vec<NodeRow> {
+pub(super) fn rows(header: &Header, measured: &Measured) -> Vec<NodeRow> {
     let of_lock = measured.nodes.iter().flat_map(|(&lock, nodes)| {
         (0..nodes.count()).map(move |node| {
-            let number = |column: &[u64]| column.get(node).copied().unwrap_or(0);
+            let number =
+                |seen: bool, column: &[u64]| seen.then(|| column.get(node).copied().unwrap_or(0));
+            let sees_waits = header.sees_waits(lock);
             NodeRow {
                 lock,
                 node,
-                acquisitions: sees_acquisitions.then(|| number(&nodes.acquisitions)),
-                contended: number(&nodes.contended),
-                wait_sum_ns: number(&nodes.wait_sum_ns),
+                acquisitions: number(header.sees_acquisitions(), &nodes.acquisitions),
+                contended: number(sees_waits, &nodes.contended),
+                wait_sum_ns: number(sees_waits, &nodes.wait_sum_ns),
             }
         })
     });
     of_lock.collect()
 }
 
-pub(super) fn spreads(measured: &Measured) -> Vec<Spread> {
+pub(super) fn spreads(header: &Header, measured: &Measured) -> Vec<Spread> {
     let locks = measured.nodes.iter();
     locks
-        .map(|(&lock, nodes)| Spread::of(lock, nodes))
+        .map(|(&lock, nodes)| Spread::of(lock, nodes, header.sees_waits(lock)))
         .collect()
 }
 
@@ -63,14 +66,22 @@ pub(super) fn text(report: &Report) -> String {
     if report.nodes.is_empty() {
         return "No lock of a node was seen: kernels up to 6.8 have none.".into();
     }
-    let seen = report.nodes.iter().any(|row| row.acquisitions.is_some());
-    let acquired: &[&str] = if seen { &["acquired", "share"] } else { &[] };
-    let waits = ["contended", "wait total", "share"];
-    let head = ["lock, node"].iter().chain(acquired).chain(&waits);
+    let seen =
+        |number: fn(&NodeRow) -> Option<u64>| report.nodes.iter().any(|row| number(row).is_some());
+    let acquired: &[&str] = match seen(|row| row.acquisitions) {
+        true => &["acquired", "share"],
+        false => &[],
+    };
+    let waits: &[&str] = match seen(|row| row.contended) {
+        true => &["contended", "wait total", "share"],
+        false => &[],
+    };
+    let head = ["lock, node"].iter().chain(acquired).chain(waits);
     let mut table = new_table(head.map(ToString::to_string).collect());
     for rows in report.nodes.chunk_by(|a, b| a.lock == b.lock) {
-        let sum = |number: fn(&NodeRow) -> u64| saturating_sum(rows.iter().map(number));
-        let acquisitions = sum(|row| row.acquisitions.unwrap_or(0));
+        let sum =
+            |number: fn(&NodeRow) -> Option<u64>| saturating_sum(rows.iter().filter_map(number));
+        let acquisitions = sum(|row| row.acquisitions);
         let wait_ns = sum(|row| row.wait_sum_ns);
         table.add_row([rows[0].lock.name()]);
         for row in rows {
@@ -78,11 +89,13 @@ pub(super) fn text(report: &Report) -> String {
             if let Some(number) = row.acquisitions {
                 cells.extend([units::count(number), units::share(number, acquisitions)]);
             }
-            cells.extend([
-                units::count(row.contended),
-                units::duration(row.wait_sum_ns),
-                units::share(row.wait_sum_ns, wait_ns),
-            ]);
+            if let (Some(contended), Some(ns)) = (row.contended, row.wait_sum_ns) {
+                cells.extend([
+                    units::count(contended),
+                    units::duration(ns),
+                    units::share(ns, wait_ns),
+                ]);
+            }
             table.add_row(cells);
         }
     }
@@ -103,13 +116,13 @@ pub(super) fn csv(report: &Report) -> io::Result<String> {
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record(["lock", "node", "acquisitions", "contended", "wait_sum_ns"])?;
     for row in &report.nodes {
-        let acquisitions = row.acquisitions.map(|number| number.to_string());
+        let number = |seen: Option<u64>| seen.map_or(String::new(), |number| number.to_string());
         table.write_record([
             row.lock.name(),
             &row.node.to_string(),
-            &acquisitions.unwrap_or_default(),
-            &row.contended.to_string(),
-            &row.wait_sum_ns.to_string(),
+            &number(row.acquisitions),
+            &number(row.contended),
+            &number(row.wait_sum_ns),
         ])?;
     }
     let bytes = table.into_inner().map_err(|error| error.into_error())?;

@@ -29,12 +29,13 @@ pub struct ReaderRow {
     pub reads: u64,
     pub bytes: u64,
     pub read_ns: u64,
-    pub waits: u64,
-    pub wait_ns: u64,
+    /// Null where waits for some locks are not seen.
+    pub waits: Option<u64>,
+    pub wait_ns: Option<u64>,
     /// Null where holds of some locks are not seen.
     pub holds: Option<u64>,
     pub hold_ns: Option<u64>,
-    /// Null where holders are not known.
+    /// Null where holders are not known, or waits for some locks are not seen.
     pub inflicted_waits: Option<u64>,
     pub inflicted_ns: Option<u64>,
 }
@@ -42,7 +43,8 @@ pub struct ReaderRow {
 /// The rows, those that others waited for longest first; nothing if nobody looked.
 pub(super) fn rows(header: &Header, measured: &Measured) -> Option<Vec<ReaderRow>> {
     let sees_holds = header.coverage.holds == HoldCoverage::All;
-    let knows_holders = blame::shares(header, measured).is_ok();
+    let sees_waits = header.sees_waits_of_all();
+    let knows_holders = sees_waits && blame::shares(header, measured).is_ok();
     header.inside.then(|| {
         let row = |(key, reader): (&ReaderKey, &Reader)| ReaderRow {
             file: key.file,
@@ -50,8 +52,8 @@ pub(super) fn rows(header: &Header, measured: &Measured) -> Option<Vec<ReaderRow
             reads: reader.reads,
             bytes: reader.bytes,
             read_ns: reader.read_ns,
-            waits: reader.waits,
-            wait_ns: reader.wait_ns,
+            waits: sees_waits.then_some(reader.waits),
+            wait_ns: sees_waits.then_some(reader.wait_ns),
             holds: sees_holds.then_some(reader.holds),
             hold_ns: sees_holds.then_some(reader.hold_ns),
             inflicted_waits: knows_holders.then_some(reader.inflicted_waits),
@@ -118,7 +120,7 @@ fn table(rows: &[ReaderRow]) -> String {
             units::count(row.reads),
             units::bytes(row.bytes),
             units::duration(row.read_ns),
-            units::duration(row.wait_ns),
+            known(row.wait_ns),
             known(row.hold_ns),
             known(row.inflicted_ns),
         ];
@@ -168,8 +170,8 @@ pub(super) fn csv(report: &Report) -> io::Result<String> {
             number(row.reads),
             number(row.bytes),
             number(row.read_ns),
-            number(row.waits),
-            number(row.wait_ns),
+            optional(row.waits),
+            optional(row.wait_ns),
             optional(row.holds),
             optional(row.hold_ns),
             optional(row.inflicted_waits),

@@ -36,7 +36,7 @@ enum Column {
 /// What the numbers of a line are taken from.
 struct Source<'a> {
     counts: &'a Counts,
-    wait: &'a Dist,
+    wait: Option<&'a Dist>,
     hold: Option<&'a Dist>,
 }
 
@@ -59,17 +59,15 @@ impl Column {
     /// The number; blank if it was not measured.
     fn text(self, source: &Source<'_>) -> String {
         let counts = source.counts;
-        match self {
-            Self::Acquired => counts.acquisitions.map_or(String::new(), units::count),
-            Self::ContendedShare => counts
-                .acquisitions
-                .map_or(String::new(), |all| units::share(counts.contended, all)),
-            Self::Contended => units::count(counts.contended),
-            Self::Wait(number) => numbers(source.wait)[number].clone(),
-            Self::Hold(number) => source
-                .hold
-                .map_or(String::new(), |hold| numbers(hold)[number].clone()),
-        }
+        let share = |(part, all)| units::share(part, all);
+        let text = match self {
+            Self::Acquired => counts.acquisitions.map(units::count),
+            Self::ContendedShare => counts.contended.zip(counts.acquisitions).map(share),
+            Self::Contended => counts.contended.map(units::count),
+            Self::Wait(number) => source.wait.map(|wait| numbers(wait)[number].clone()),
+            Self::Hold(number) => source.hold.map(|hold| numbers(hold)[number].clone()),
+        };
+        text.unwrap_or_default()
     }
 }
 
@@ -104,7 +102,7 @@ pub(super) fn locks(report: &Report, by: By, sides: Sides) -> String {
 fn total_line(total: &LockTotal, with_sum: bool, columns: &[Column]) -> Vec<String> {
     let source = Source {
         counts: &total.counts,
-        wait: &total.wait,
+        wait: total.wait.as_ref(),
         hold: total.hold.as_ref(),
     };
     let names = [total.lock.name(), total.kind.map_or("unknown", Kind::name)].map(String::from);
@@ -118,7 +116,7 @@ fn total_line(total: &LockTotal, with_sum: bool, columns: &[Column]) -> Vec<Stri
 fn row_line(row: &LockRow, columns: &[Column]) -> Vec<String> {
     let source = Source {
         counts: &row.counts,
-        wait: &row.wait,
+        wait: row.wait.as_ref(),
         hold: row.hold.as_ref(),
     };
     let names = [format!("  {}", row.op), taken_as(row).to_owned()];
@@ -147,12 +145,14 @@ pub(super) fn reads_exclusively(row: &LockRow) -> bool {
 /// The columns whose numbers were measured, for any lock.
 fn lock_columns(report: &Report, sides: Sides) -> Vec<Column> {
     let any = |seen: fn(&LockTotal) -> bool| report.lock_totals.iter().any(seen);
-    let mut columns = if any(|total| total.counts.acquisitions.is_some()) {
-        vec![Column::Acquired, Column::ContendedShare]
-    } else {
-        vec![Column::Contended]
+    let acquired = any(|total| total.counts.acquisitions.is_some());
+    let contended = any(|total| total.counts.contended.is_some());
+    let mut columns = match (acquired, contended) {
+        (true, true) => vec![Column::Acquired, Column::ContendedShare],
+        (true, false) => vec![Column::Acquired],
+        (false, _) => vec![Column::Contended],
     };
-    if sides != Sides::Holds && any(|total| total.wait.count != 0) {
+    if sides != Sides::Holds && any(|total| total.wait.is_some_and(|wait| wait.count != 0)) {
         columns.extend((0..DIST.len()).map(Column::Wait));
     }
     if sides != Sides::Waits && any(|total| total.hold.is_some()) {

@@ -174,7 +174,12 @@ fn coverage(report: &Report) -> Vec<String> {
     };
     let without = &report.recording.without_waits;
     if !without.is_empty() {
-        waits.push_str(&format!(", but no waits of {}", names(without)));
+        let waits_of = match report.coverage.waits {
+            WaitCoverage::All => "no waits of",
+            // There would be nothing of a lock that showed none.
+            WaitCoverage::SlowPath | WaitCoverage::Tracepoint => "not all waits of",
+        };
+        waits.push_str(&format!(", but {waits_of} {}", names(without)));
     }
     let holds = match report.coverage.holds {
         HoldCoverage::All => "every hold".into(),
@@ -281,7 +286,7 @@ fn locks(report: &Report, by: By, columns: Option<u16>) -> Vec<String> {
     if report.locks.is_empty() {
         return vec![match report.coverage.waits {
             WaitCoverage::All => "No vmap lock was taken.".into(),
-            WaitCoverage::SlowPath | WaitCoverage::Tracepoint => NOBODY_WAITED.into(),
+            WaitCoverage::SlowPath | WaitCoverage::Tracepoint => nobody_waited(report).into(),
         }];
     }
     let both = tables::locks(report, by, Sides::Both);
@@ -297,10 +302,10 @@ fn locks(report: &Report, by: By, columns: Option<u16>) -> Vec<String> {
     let waited = report
         .lock_totals
         .iter()
-        .any(|total| total.counts.contended != 0);
+        .any(|total| total.counts.contended.is_some_and(|waits| waits != 0));
     let longest = if waited { "waited for" } else { "held" };
     let title = format!("Locks, the one {longest} longest first");
-    let calm = (!waited).then(|| NOBODY_WAITED.into());
+    let calm = (!waited).then(|| nobody_waited(report).into());
     let table = format!("{title}\n\n{}", tables.join("\n\n"));
     calm.into_iter()
         .chain([table])
@@ -308,11 +313,20 @@ fn locks(report: &Report, by: By, columns: Option<u16>) -> Vec<String> {
         .collect()
 }
 
-const NOBODY_WAITED: &str = "Nobody waited: no acquisition of a vmap lock was contended.";
+/// Said only where a wait would have been seen.
+fn nobody_waited(report: &Report) -> &'static str {
+    let shows_all = report.coverage.waits != WaitCoverage::Tracepoint;
+    match shows_all && report.recording.without_waits.is_empty() {
+        true => "Nobody waited: no acquisition of a vmap lock was contended.",
+        false => "Of the waits that can be seen here there was none.",
+    }
+}
 
 /// What a reader of the lock table must know, only where it applies.
 fn notes(report: &Report, by: By) -> Option<String> {
-    let sum = |number: fn(&LockTotal) -> u64| saturating_sum(report.lock_totals.iter().map(number));
+    let sum = |number: fn(&LockTotal) -> Option<u64>| {
+        saturating_sum(report.lock_totals.iter().filter_map(number))
+    };
     let mut notes = nodes::lines(report);
     if by == By::Op && report.locks.iter().any(tables::reads_exclusively) {
         notes.push("read: takes the lock exclusively, and only looks up".into());
@@ -337,7 +351,7 @@ fn notes(report: &Report, by: By) -> Option<String> {
             "{aborted} of {wasted} in all ended without the lock: killed or interrupted"
         ));
     }
-    let failed = sum(|total| total.counts.try_failed);
+    let failed = sum(|total| Some(total.counts.try_failed));
     if failed != 0 {
         notes.push(format!(
             "{} did not get the lock",
@@ -350,8 +364,10 @@ fn notes(report: &Report, by: By) -> Option<String> {
 /// The waits for the lock that was waited for longest, or the holds of the one held longest.
 fn drawing(totals: &[LockTotal]) -> Option<String> {
     let worst = totals.first()?;
-    if !worst.wait_octaves.is_empty() {
-        return Some(draw("Waits for", worst, &worst.wait, &worst.wait_octaves));
+    if let Some(wait) = &worst.wait
+        && !worst.wait_octaves.is_empty()
+    {
+        return Some(draw("Waits for", worst, wait, &worst.wait_octaves));
     }
     let hold = worst.hold.as_ref()?;
     (!worst.hold_octaves.is_empty()).then(|| draw("Holds of", worst, hold, &worst.hold_octaves))

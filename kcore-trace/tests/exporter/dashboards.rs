@@ -12,7 +12,6 @@ use crate::invented::{everything, exporter};
 /// What no panel or rule shows, and why.
 const UNSHOWN: &[&str] = &[
     // A sum for a rate; the panels count contended ones, which every level sees.
-    "kcore_trace_acquisitions_total",
     "kcore_trace_node_acquisitions_total",
     "kcore_trace_blamed_waits_total",
     // Of operations and trylocks, which no dashboard is about.

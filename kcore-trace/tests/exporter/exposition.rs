@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use kcore_trace::exporter::Exporter;
 use kcore_trace::model::{Level, Measured, Step, StepReason};
 use kcore_trace::sampling::Sample;
 use kcore_trace_ebpf::words::Lock;
@@ -109,6 +110,60 @@ fn each_node_has_its_counters_and_acquisitions_only_where_they_are_seen() {
             assert_eq!(value("acquisitions_total", 1), 8.0);
         }
     }
+}
+
+#[test]
+fn waits_that_are_not_seen_have_no_series_whatever_the_level_is_later() {
+    let (facts, mut plan) = invented::plan("6.12", Level::Full);
+    while let Some(index) = plan
+        .programs
+        .iter()
+        .position(|hook| hook.target.contains("spin_lock_slowpath"))
+    {
+        plan.lose(index, "the kernel refused it".into());
+    }
+    let exporter = Exporter::start(invented::ANY_PORT).unwrap();
+    exporter.describe(&invented::header(&facts, &plan), &plan);
+    exporter.add(&invented::everything(0));
+    let unseen = |name: &str| {
+        let scraped = scrape(exporter.address());
+        let lock = r#"lock="vmap_node.busy""#;
+        let found = scraped
+            .of(name)
+            .filter(|(series, _)| series.contains(lock))
+            .count();
+        found == 0
+    };
+    assert!(!unseen("kcore_trace_hold_seconds_count") && !unseen("kcore_trace_acquisitions_total"));
+    let all_unseen = || {
+        [
+            "wait_seconds_count",
+            "contended_acquisitions_total",
+            "aborted_waits_total",
+            "node_contended_acquisitions_total",
+            "node_wait_seconds_total",
+        ]
+        .iter()
+        .all(|name| unseen(&format!("kcore_trace_{name}")))
+    };
+    assert!(all_unseen());
+    let (_, contended) = invented::plan("6.12", Level::Contended);
+    exporter.step(&step(Some(Level::Contended)), &contended);
+    assert!(all_unseen());
+    let samples = scrape(exporter.address());
+    let others = samples.of("kcore_trace_contended_acquisitions_total");
+    assert!(
+        others
+            .filter(|(series, _)| series.contains("vmap_purge_lock"))
+            .count()
+            > 0
+    );
+    assert_eq!(
+        samples
+            .of("kcore_trace_reader_inflicted_wait_seconds_total")
+            .count(),
+        0
+    );
 }
 
 #[test]

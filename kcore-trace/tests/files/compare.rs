@@ -612,6 +612,35 @@ fn without_holds_the_cost_of_the_tool_is_unknown_and_that_is_said() {
 }
 
 #[test]
+fn waits_that_one_side_cannot_see_are_missing_there_and_never_zero() {
+    let mut blind = spinlock();
+    let spinlocks = [Lock::VmapArea, Lock::FreeVmapArea, Lock::PurgeVmapArea];
+    blind.header.without_waits = spinlocks.into();
+    for habit in &mut blind.habits {
+        habit.contended = 0.0;
+    }
+    let comparison = anyway(&repeats(&spinlock(), 0..3), &repeats(&blind, 9..12));
+    let unseen = row(&comparison, Role::BusyAreas, Op::Free, Intent::Write);
+    for metric in [
+        "contended_share",
+        "wait_per_op_ns",
+        "wait_p50_ns",
+        "wait_mean_ns",
+    ] {
+        assert_eq!(finding(unseen, metric), Finding::CannotTell);
+        let number = json_number(unseen, metric);
+        assert!(number["baseline"].is_number() && number["candidate"].is_null());
+        let reason = "candidate: no wait can be seen in 3 of 3 samples";
+        assert_eq!(number["reason"], reason, "{metric}");
+    }
+    let side = unseen.candidate.as_ref().expect("it was taken");
+    assert_eq!((side.contended, side.wait_sum_ns), (None, None));
+    assert_ne!(finding(unseen, "hold_p50_ns"), Finding::CannotTell);
+    let seen = row(&comparison, Role::Purging, Op::Purge, Intent::Write);
+    assert_eq!(json_number(seen, "contended_share")["candidate"], 0.0);
+}
+
+#[test]
 fn where_only_waits_are_seen_they_are_compared_and_nothing_else_has_a_column() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for seed in 0..3 {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use kcore_trace::kernel::{Era, Facts, FunctionFact};
+use kcore_trace::kernel::{Era, Facts, FunctionFact, TEST_AND_SET};
 use kcore_trace::model::{HoldCoverage, Level, WaitCoverage};
 use kcore_trace::plan::{Hooks, Plan, PlanError, Request};
 use kcore_trace_ebpf::words::{Kind, Lock};
@@ -174,6 +174,17 @@ fn a_kernel_that_refuses_fentry_and_kprobes_is_watched_by_tracepoint() {
             .any(|missing| missing.hook == hook)
     };
     assert!(missing("fentry") && missing("kprobe") && missing("holds"));
+}
+
+#[test]
+fn by_tracepoint_spinlocks_that_show_no_wait_are_not_listed() {
+    let mut facts = facts("6.18-locked-down");
+    facts.spinlocks = TEST_AND_SET.into();
+    let plan = chosen(&facts, Level::Full);
+    assert!(reason(&plan, "all spinlock waits").is_some());
+    assert!(plan.lock(Lock::VmapPurge).is_some());
+    let mut kinds = plan.locks.iter().map(|planned| planned.kind);
+    assert!(kinds.all(|kind| kind != Kind::Spinlock));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use kcore_trace::model::{End, Header, HoldCoverage, Interval, Trailer};
+use kcore_trace::model::{End, Header, HoldCoverage, Interval, Measured, Trailer};
 use kcore_trace::recording::{Recording, RecordingWriter};
 use kcore_trace::report::{By, Format, LockRow, Report, render};
-use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op};
+use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op};
 use serde_json::Value;
 
 use crate::sample::{self, SECOND_NS};
@@ -201,12 +201,79 @@ fn a_lock_whose_holds_are_not_seen_has_none_while_others_have() {
     assert!(text(&report).contains("every hold but those of kclist_lock"));
 }
 
+/// A recorder that had no hook on the slow path of spinlocks.
+fn without_spinlock_waits(header: Header) -> Header {
+    let spinlocks = header
+        .kinds
+        .iter()
+        .filter(|(_, kind)| **kind == Kind::Spinlock);
+    Header {
+        without_waits: spinlocks.map(|(lock, _)| *lock).collect(),
+        ..header
+    }
+}
+
+/// Of the waits for other locks there are none.
+fn unseen_waits() -> Report {
+    let header = without_spinlock_waits(sample::looking_header());
+    let measured = Measured {
+        inside: sample::looked(1).inside,
+        readers: sample::looked(1).readers,
+        ..sample::calm(1)
+    };
+    report(&header, &[sample::interval(0, measured)], 0)
+}
+
 #[test]
-fn locks_whose_waits_are_not_seen_are_named() {
-    let mut header = sample::header();
-    header.without_waits = vec![Lock::VmapArea, Lock::FreeVmapArea];
-    let text = text(&report(&header, &[sample::interval(0, sample::busy(0))], 0));
-    assert!(text.contains("but no waits of vmap_area_lock, free_vmap_area_lock"));
+fn a_lock_whose_waits_are_not_seen_has_none_while_others_have() {
+    let report = unseen_waits();
+    for lock in json(&report)["locks"].as_array().unwrap() {
+        let unseen = lock["kind"] == "spinlock";
+        for number in ["contended", "wait", "aborted", "aborted_wait_ns"] {
+            assert_eq!(lock[number].is_null(), unseen, "{number} of {lock}");
+        }
+        assert!(lock["acquisitions"].as_u64() > Some(0) && !lock["hold"].is_null());
+    }
+    let csv = rendered(&report, Format::Csv, None);
+    assert!(csv.contains("\nlock,vmap_area_lock,spinlock,exclusive,read,vread,,310,,310,,,0,,"));
+    assert!(csv.contains("\nlock,kclist_lock,rwsem,shared,read,vread,,310,0,310,0,0,0,0,0,"));
+    let text = text(&report);
+    assert_golden("unseen-waits.txt", &text);
+    assert!(text.contains("but no waits of vmap_area_lock, free_vmap_area_lock, "));
+    assert!(!text.contains("Nobody waited"), "{text}");
+}
+
+#[test]
+fn where_no_wait_is_seen_there_is_no_column_of_waits() {
+    let mut header = sample::per_node_header();
+    header.without_waits = header.kinds.keys().copied().collect();
+    let mut measured = sample::per_node(1);
+    measured.blame.clear();
+    let report = report(&header, &[sample::interval(0, measured)], 0);
+    let [locks, nodes] = [text(&report), by_node(&report, Format::Text)];
+    let mut heads = locks.lines().filter(|line| line.starts_with("lock, op"));
+    assert!(heads.all(|head| !head.contains("contended")), "{locks}");
+    assert!(
+        !nodes.contains("wait total") && !nodes.contains("time waited"),
+        "{nodes}"
+    );
+    let csv = by_node(&report, Format::Csv);
+    assert!(csv.contains("vmap_node.lazy,2,0,,\n"), "{csv}");
+    let json = json(&report);
+    assert!(json["nodes"][0]["contended"].is_null() && json["nodes"][0]["wait_sum_ns"].is_null());
+    assert!(json["spreads"][0]["wait"].is_null());
+}
+
+#[test]
+fn what_readers_waited_is_not_known_where_some_waits_are_not_seen() {
+    let report = unseen_waits();
+    let json = json(&report);
+    for number in ["waits", "wait_ns", "inflicted_waits", "inflicted_ns"] {
+        assert!(json["readers"][0][number].is_null(), "{number}");
+    }
+    assert!(json["readers"][0]["hold_ns"].as_u64() > Some(0));
+    let csv = by(&report, By::Process, Format::Csv);
+    assert!(csv.contains(",133000000,,,330,127000000,,\n"), "{csv}");
 }
 
 #[test]
@@ -280,22 +347,24 @@ fn the_rows_of_a_lock_add_up_to_its_total() {
             .iter()
             .filter(|row| row.lock == total.lock)
             .collect();
-        let sum = |number: fn(&&LockRow) -> u64| rows.iter().map(number).sum::<u64>();
-        assert_eq!(total.counts.contended, sum(|row| row.counts.contended));
-        assert_eq!(total.wait.sum_ns, sum(|row| row.wait.sum_ns));
+        let sum = |number: fn(&&LockRow) -> Option<u64>| rows.iter().map(number).sum();
+        let contended: Option<u64> = sum(|row| row.counts.contended);
+        let waited: Option<u64> = sum(|row| row.wait.map(|wait| wait.sum_ns));
+        assert_eq!(total.counts.contended, contended);
+        assert_eq!(total.wait.map(|wait| wait.sum_ns), waited);
         assert_eq!(
             total
                 .wait_octaves
                 .iter()
                 .map(|octave| octave.count)
                 .sum::<u64>(),
-            total.wait.count
+            total.wait.unwrap().count
         );
     }
     assert!(
         report
             .lock_totals
-            .is_sorted_by_key(|total| std::cmp::Reverse(total.wait.sum_ns))
+            .is_sorted_by_key(|total| std::cmp::Reverse(total.wait.unwrap().sum_ns))
     );
 }
 
@@ -370,8 +439,8 @@ fn the_nodes_of_a_lock_add_up_to_its_total() {
         }
         let acquisitions: Option<u64> = rows.iter().map(|row| row.acquisitions).sum();
         assert_eq!(acquisitions, total.counts.acquisitions);
-        let wait_ns: u64 = rows.iter().map(|row| row.wait_sum_ns).sum();
-        assert_eq!(wait_ns, total.wait.sum_ns);
+        let wait_ns: Option<u64> = rows.iter().map(|row| row.wait_sum_ns).sum();
+        assert_eq!(wait_ns, total.wait.map(|wait| wait.sum_ns));
     }
 }
 

@@ -121,7 +121,8 @@ fn locks() -> Board {
             several(
                 "lock",
                 "Lock",
-                r#"label_values(kcore_trace_contended_acquisitions_total{instance=~"$host"}, lock)"#,
+                // Either is missing where it is not seen.
+                r#"label_values({__name__=~"kcore_trace_acquisitions_total|kcore_trace_contended_acquisitions_total",instance=~"$host"}, lock)"#,
             ),
         ],
         rows: vec![
