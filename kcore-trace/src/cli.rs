@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -230,14 +231,34 @@ struct ReportArgs {
     /// a recording made with --audit
     #[arg(long, conflicts_with = "by")]
     audit: bool,
+    #[command(flatten)]
+    time: TimeArgs,
+    #[arg(long, value_enum, default_value_t)]
+    format: report::Format,
+}
+
+/// Which part of a recording is read.
+#[derive(Args)]
+struct TimeArgs {
     /// Only the intervals that begin this long after the start of measuring or later, such as 10m30s
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     from: Option<Duration>,
     /// Only those that begin before this time
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     to: Option<Duration>,
-    #[arg(long, value_enum, default_value_t)]
-    format: report::Format,
+}
+
+impl TimeArgs {
+    /// Nanoseconds from the start of measuring; nothing if all of a recording is read.
+    fn range(&self) -> Result<Option<Range<u64>>> {
+        if (self.from, self.to) == (None, None) {
+            return Ok(None);
+        }
+        let from_ns = self.from.map_or(0, nanoseconds);
+        let to_ns = self.to.map_or(u64::MAX, nanoseconds);
+        ensure!(from_ns < to_ns, "--to has to be later than --from");
+        Ok(Some(from_ns..to_ns))
+    }
 }
 
 #[derive(Args)]
@@ -251,6 +272,8 @@ struct CompareArgs {
     /// Compare other hardware, workloads or ways of measuring too; what differs is shown
     #[arg(long)]
     anyway: bool,
+    #[command(flatten)]
+    time: TimeArgs,
     #[arg(long, value_enum, default_value_t)]
     format: compare::Format,
 }
@@ -431,15 +454,11 @@ fn terminal_columns() -> Option<u16> {
 }
 
 fn report(args: &ReportArgs) -> Result<()> {
+    let time = args.time.range()?;
     let recording = Recording::open(&args.file)?;
-    let report = match (args.from, args.to) {
-        (None, None) => Report::new(&recording),
-        (from, to) => {
-            let from_ns = from.map_or(0, nanoseconds);
-            let to_ns = to.map_or(u64::MAX, nanoseconds);
-            ensure!(from_ns < to_ns, "--to has to be later than --from");
-            Report::of_excerpt(&recording, &recording.between(from_ns, to_ns)?)
-        }
+    let report = match time {
+        None => Report::new(&recording),
+        Some(time) => Report::of_excerpt(&recording, &recording.between(time.start, time.end)?),
     };
     let by = match args.audit {
         true => report::By::Site,
@@ -456,8 +475,9 @@ fn nanoseconds(time: Duration) -> u64 {
 }
 
 fn compare(args: &CompareArgs) -> Result<ExitCode> {
-    let baseline = Side::open(&args.baseline)?;
-    let candidate = Side::open(&args.candidate)?;
+    let time = args.time.range()?;
+    let baseline = Side::open(&args.baseline, time.clone())?;
+    let candidate = Side::open(&args.candidate, time)?;
     let comparison = Comparison::new(&baseline, &candidate, args.anyway)?;
     let mut out = io::stdout().lock();
     match compare::render(&comparison, args.format, terminal_columns(), &mut out) {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use kcore_trace_ebpf::words::Lock;
 use serde::Serialize;
@@ -15,6 +16,7 @@ use super::role::Role;
 use super::side::{Sampling, Side};
 use crate::host::Host;
 use crate::model::{End, Header, HoldCoverage, Loss, WaitCoverage, saturating_sum};
+use crate::snapshot::FULL_EVERY;
 use crate::table::command_line;
 use crate::units;
 
@@ -306,9 +308,23 @@ fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
+/// Which part of each recording is compared.
+fn excerpts(time: &Range<u64>) -> String {
+    let from = units::elapsed(time.start);
+    let before = match time.end {
+        u64::MAX => String::new(),
+        end => format!(" and before {}", units::elapsed(end)),
+    };
+    format!(
+        "only the intervals of each recording that begin at {from} or later{before}; who waited for \
+         whom may be {} intervals late",
+        FULL_EVERY - 1
+    )
+}
+
 /// What a reader should know.
 pub(super) fn remarks(baseline: &Side, candidate: &Side) -> Vec<String> {
-    let mut remarks = Vec::new();
+    let mut remarks: Vec<_> = baseline.time.iter().map(excerpts).collect();
     for (name, side) in [("baseline", baseline), ("candidate", candidate)] {
         let cut = side.truncated();
         if cut != 0 {

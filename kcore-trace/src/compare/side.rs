@@ -5,13 +5,14 @@
 //! nothing but totals is read of repeats.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use crate::model::{End, Header, Loss, Measured, saturating_sum};
-use crate::recording::Recording;
+use crate::recording::{Excerpt, Recording};
 
 /// The most samples that one recording is divided into. More of them would be shorter, so that they
 /// hold fewer events and depend more on each other, and the t distribution gains little from them.
@@ -34,6 +35,9 @@ pub enum Sampling {
 pub struct Side {
     /// The path as it was given.
     pub(super) path: String,
+    /// The time that is compared of each recording, in nanoseconds from the start of measuring;
+    /// nothing if all of it is.
+    pub(super) time: Option<Range<u64>>,
     /// One for each recording; the first speaks for all.
     pub(super) headers: Vec<Header>,
     pub(super) sampling: Sampling,
@@ -49,31 +53,44 @@ pub struct Side {
 }
 
 impl Side {
-    /// Opens a recording, or all recordings in a folder as repeats of one another.
+    /// Opens a recording, or all recordings in a folder as repeats of one another; of each the
+    /// intervals that begin in that time, if there is one.
     ///
     /// # Errors
     ///
-    /// The folder cannot be read or holds no recording; a recording cannot be opened or read.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// The folder cannot be read or holds no recording; a recording cannot be opened or read, or has
+    /// no interval in that time.
+    pub fn open(path: &Path, time: Option<Range<u64>>) -> Result<Self> {
         let recordings: Vec<_> = files(path)?
             .iter()
             .map(|file| Recording::open(file))
             .collect::<Result<_, _>>()?;
-        let (sampling, samples) = match recordings.as_slice() {
-            [single] => (Sampling::Intervals, single.parts(MOST_PARTS)?),
-            several => {
-                let totals = several.iter().map(|recording| recording.total.clone());
+        let excerpt = |recording: &Recording| match &time {
+            Some(time) => recording.between(time.start, time.end),
+            None => Ok(recording.whole()),
+        };
+        let excerpts: Vec<_> = recordings.iter().map(excerpt).collect::<Result<_, _>>()?;
+        let (sampling, samples) = match (recordings.as_slice(), excerpts.as_slice()) {
+            ([single], [excerpt]) => (
+                Sampling::Intervals,
+                match time {
+                    Some(_) => single.parts_of(excerpt, MOST_PARTS)?,
+                    None => single.parts(MOST_PARTS)?,
+                },
+            ),
+            (_, several) => {
+                let totals = several.iter().map(|excerpt| excerpt.total.clone());
                 (Sampling::Repeats, totals.collect())
             }
         };
         let mut total = Measured::default();
-        for recording in &recordings {
-            total.add(&recording.total);
+        for excerpt in &excerpts {
+            total.add(&excerpt.total);
         }
         // These are a state to the model; of repeats each has its own end.
         total.loss = Loss {
-            in_flight_waits: sum(&recordings, |loss| loss.in_flight_waits),
-            in_flight_holds: sum(&recordings, |loss| loss.in_flight_holds),
+            in_flight_waits: sum(&excerpts, |loss| loss.in_flight_waits),
+            in_flight_holds: sum(&excerpts, |loss| loss.in_flight_holds),
             ..total.loss
         };
         Ok(Self {
@@ -81,8 +98,9 @@ impl Side {
             sampling,
             samples,
             total,
-            duration_ns: saturating_sum(recordings.iter().map(Recording::measured_ns)),
-            reduced_ns: saturating_sum(recordings.iter().map(|one| one.reduced.duration_ns)),
+            time,
+            duration_ns: saturating_sum(excerpts.iter().map(Excerpt::measured_ns)),
+            reduced_ns: saturating_sum(excerpts.iter().map(|one| one.reduced.duration_ns)),
             ends: recordings.iter().map(|one| one.end.clone()).collect(),
             headers: recordings.into_iter().map(|one| one.header).collect(),
         })
@@ -104,8 +122,8 @@ impl Side {
     }
 }
 
-fn sum(recordings: &[Recording], number: fn(&Loss) -> u64) -> u64 {
-    let losses = recordings.iter().map(|recording| &recording.total.loss);
+fn sum(excerpts: &[Excerpt], number: fn(&Loss) -> u64) -> u64 {
+    let losses = excerpts.iter().map(|excerpt| &excerpt.total.loss);
     saturating_sum(losses.map(number))
 }
 

@@ -5,10 +5,8 @@
 //! only the times are looked at. What a snapshot does not read each time
 //! ([`FULL_EVERY`](crate::snapshot::FULL_EVERY)) is in the interval at which it was read.
 
-use serde::Deserialize;
-
 use super::frame::{Kind, Step as Found};
-use super::reader::{unpack, unpack_interval};
+use super::reader::{Times, unpack, unpack_interval};
 use super::{Recording, RecordingError};
 use crate::model::{Measured, Reduced, Step};
 
@@ -26,13 +24,29 @@ pub struct Excerpt {
     pub reduced: Reduced,
 }
 
-/// When an interval was, without what is counted.
-#[derive(Deserialize)]
-struct Times {
-    start_ns: u64,
+impl Excerpt {
+    /// Nanoseconds from the start of its first interval to the end of its last one.
+    pub fn duration_ns(&self) -> u64 {
+        self.end_ns.saturating_sub(self.start_ns)
+    }
+
+    /// Those that were measured at the level of the header.
+    pub fn measured_ns(&self) -> u64 {
+        self.duration_ns().saturating_sub(self.reduced.duration_ns)
+    }
 }
 
 impl Recording {
+    /// All of it.
+    pub fn whole(&self) -> Excerpt {
+        Excerpt {
+            start_ns: 0,
+            end_ns: self.duration_ns,
+            total: self.total.clone(),
+            reduced: self.reduced.clone(),
+        }
+    }
+
     /// The intervals that begin at `from_ns` or later and before `to_ns`, in nanoseconds from the start
     /// of measuring.
     ///

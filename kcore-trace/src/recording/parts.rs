@@ -1,15 +1,18 @@
 //! A recording in parts.
 //!
-//! Out come a few measurements that add up to the total. Invariant: however long the recording is,
-//! no more intervals are read than there are between some checkpoints; those of a long one are
-//! passed over, and its parts are differences of checkpoints.
+//! Out come a few measurements that add up to the total, or to that of an excerpt. Invariant: however
+//! long the recording is, no more intervals are read than there are between some checkpoints; those of
+//! a long one are passed over, and its parts are differences of checkpoints. Of an excerpt all intervals
+//! are read, since it had to be added up from them.
+
+use std::ops::Range;
 
 use serde::Deserialize;
 
 use super::frame::{Kind, Step};
 use super::reader::unpack;
-use super::{Checkpoint, INTERVALS_PER_CHECKPOINT, Recording, RecordingError};
-use crate::model::Measured;
+use super::{Checkpoint, Excerpt, INTERVALS_PER_CHECKPOINT, Intervals, Recording, RecordingError};
+use crate::model::{Measured, Reduced};
 
 /// Checkpoints in a part, at least, for parts to be differences of checkpoints: with fewer they
 /// would be of too different lengths.
@@ -32,29 +35,27 @@ impl Recording {
     pub fn parts(&self, most: u64) -> Result<Vec<Measured>, RecordingError> {
         let intervals = self.duration_ns / self.header.interval_ns.max(1);
         let count = intervals.clamp(1, most.max(1));
-        let mut parts = if intervals / INTERVALS_PER_CHECKPOINT >= count * CHECKPOINTS_PER_PART {
+        let parts = if intervals / INTERVALS_PER_CHECKPOINT >= count * CHECKPOINTS_PER_PART {
             self.parts_of_checkpoints(count)?
         } else {
-            self.parts_of_intervals(count)?
+            parts_of_intervals(self.intervals(), &(0..self.duration_ns), count)?
         };
-        if !self.reduced.is_empty() {
-            // Of a part in which only a lower level was measured there is nothing to say.
-            parts.retain(|part| *part != Measured::default());
-        }
-        Ok(parts)
+        Ok(worth_comparing(parts, &self.reduced))
     }
 
-    fn parts_of_intervals(&self, count: u64) -> Result<Vec<Measured>, RecordingError> {
-        let duration_ns = u128::from(self.duration_ns.max(1));
-        let mut parts = vec![Measured::default(); count as usize];
-        for interval in self.intervals() {
-            let interval = interval?;
-            let index = u128::from(interval.start_ns) * u128::from(count) / duration_ns;
-            // The last interval may be cut short, and so begin where no whole one has room.
-            let index = index.min(u128::from(count) - 1);
-            parts[index as usize].add(&interval.measured);
-        }
-        Ok(parts)
+    /// The same of an excerpt of it.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, `Io`.
+    pub fn parts_of(&self, excerpt: &Excerpt, most: u64) -> Result<Vec<Measured>, RecordingError> {
+        let time = excerpt.start_ns..excerpt.end_ns;
+        let intervals = excerpt.duration_ns() / self.header.interval_ns.max(1);
+        let count = intervals.clamp(1, most.max(1));
+        let intervals = self.intervals_between(time.clone());
+        let mut parts = parts_of_intervals(intervals, &time, count)?;
+        parts.iter_mut().for_each(Measured::narrow_extremes);
+        Ok(worth_comparing(parts, &excerpt.reduced))
     }
 
     fn parts_of_checkpoints(&self, count: u64) -> Result<Vec<Measured>, RecordingError> {
@@ -99,4 +100,31 @@ impl Recording {
     pub(super) fn damaged(&self, offset: u64) -> RecordingError {
         RecordingError::corrupt(&self.path, offset, "the checksum is wrong")
     }
+}
+
+/// Intervals of some time, in so many parts of it.
+fn parts_of_intervals(
+    intervals: Intervals<'_>,
+    time: &Range<u64>,
+    count: u64,
+) -> Result<Vec<Measured>, RecordingError> {
+    let duration_ns = u128::from(time.end.saturating_sub(time.start).max(1));
+    let mut parts = vec![Measured::default(); count as usize];
+    for interval in intervals {
+        let interval = interval?;
+        let since_ns = interval.start_ns.saturating_sub(time.start);
+        let index = u128::from(since_ns) * u128::from(count) / duration_ns;
+        // The last interval may be cut short, and so begin where no whole one has room.
+        let index = index.min(u128::from(count) - 1);
+        parts[index as usize].add(&interval.measured);
+    }
+    Ok(parts)
+}
+
+/// Of a part in which only a lower level was measured there is nothing to say.
+fn worth_comparing(mut parts: Vec<Measured>, reduced: &Reduced) -> Vec<Measured> {
+    if !reduced.is_empty() {
+        parts.retain(|part| *part != Measured::default());
+    }
+    parts
 }

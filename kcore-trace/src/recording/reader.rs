@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::frame::{self, Frame, Kind, Step, Walk};
@@ -94,6 +95,15 @@ impl Recording {
         Intervals {
             path: &self.path,
             walk: Some(self.walk()),
+            time: None,
+        }
+    }
+
+    /// Those that begin in some time, in nanoseconds from the start of measuring.
+    pub(super) fn intervals_between(&self, time: Range<u64>) -> Intervals<'_> {
+        Intervals {
+            time: Some(time),
+            ..self.intervals()
         }
     }
 
@@ -109,6 +119,8 @@ impl Recording {
 pub struct Intervals<'a> {
     path: &'a Path,
     walk: Option<Walk<'a>>,
+    /// When those begin that are wanted; nothing if all are.
+    time: Option<Range<u64>>,
 }
 
 impl Intervals<'_> {
@@ -124,7 +136,9 @@ impl Intervals<'_> {
                 .map_err(|error| RecordingError::io(path, offset, error))?
             {
                 Step::Whole(frame) if frame.is(Kind::Interval) => {
-                    return unpack_interval(path, &frame).map(Some);
+                    if is_wanted(path, &frame, self.time.as_ref())? {
+                        return unpack_interval(path, &frame).map(Some);
+                    }
                 }
                 Step::Whole(_) => {}
                 Step::End => return Ok(None),
@@ -398,6 +412,25 @@ pub(super) fn unpack<T: DeserializeOwned>(
 ) -> Result<T, RecordingError> {
     rmp_serde::from_slice(frame.payload)
         .map_err(|error| RecordingError::corrupt(path, frame.offset, &error.to_string()))
+}
+
+/// When an interval was, without what is counted.
+#[derive(Deserialize)]
+pub(super) struct Times {
+    pub(super) start_ns: u64,
+}
+
+/// Whether the interval in a frame begins in that time, if there is one.
+fn is_wanted(
+    path: &Path,
+    frame: &Frame<'_>,
+    time: Option<&Range<u64>>,
+) -> Result<bool, RecordingError> {
+    let Some(time) = time else {
+        return Ok(true);
+    };
+    let Times { start_ns } = unpack(path, frame)?;
+    Ok(time.contains(&start_ns))
 }
 
 /// The interval in a frame, of whatever level.

@@ -270,14 +270,13 @@ impl Report {
 
     /// The report of some time of a recording.
     pub fn of_excerpt(recording: &Recording, excerpt: &Excerpt) -> Self {
-        let duration_ns = excerpt.end_ns - excerpt.start_ns;
         let origin = Origin {
             excerpt: Some(Span {
                 start_ns: excerpt.start_ns,
                 end_ns: excerpt.end_ns,
                 recorded_ns: recording.duration_ns,
             }),
-            ..Origin::new(recording, duration_ns, &excerpt.reduced)
+            ..Origin::new(recording, excerpt.duration_ns(), &excerpt.reduced)
         };
         Self::of(origin, recording, &excerpt.total, &excerpt.reduced)
     }

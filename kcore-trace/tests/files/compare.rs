@@ -287,7 +287,7 @@ fn long(kernel: &Kernel, seeds: std::ops::Range<u64>) -> TempDir {
 }
 
 fn open(path: impl AsRef<Path>) -> Side {
-    Side::open(path.as_ref()).expect("it opens")
+    Side::open(path.as_ref(), None).expect("it opens")
 }
 
 fn sides(baseline: &TempDir, candidate: &TempDir) -> [Side; 2] {
@@ -1104,13 +1104,69 @@ fn a_folder_without_recordings_is_an_error_that_names_it() {
     let empty = tempfile::tempdir().expect("a temporary folder");
     fs::write(empty.path().join("notes.txt"), "").expect("there is space");
     fs::write(empty.path().join(".hidden.kct"), "").expect("there is space");
-    let error = Side::open(empty.path())
+    let error = Side::open(empty.path(), None)
         .expect_err("there is no recording")
         .to_string();
     assert!(
         error.contains("holds no recording") && error.contains(".kct"),
         "{error}"
     );
+}
+
+#[test]
+fn of_each_recording_only_the_time_that_was_asked_for_is_compared() {
+    let [before, after] = [long(&spinlock(), 0..12), long(&held_longer(), 50..62)];
+    let sides = |time: Option<std::ops::Range<u64>>| {
+        [&before, &after].map(|folder| Side::open(folder.path(), time.clone()).expect("it opens"))
+    };
+    let [baseline, candidate] = sides(Some(3 * sample::SECOND_NS..9 * sample::SECOND_NS));
+    let comparison = Comparison::new(&baseline, &candidate, false).expect("they can be compared");
+    // Six intervals, alone in a recording.
+    let alone = [long(&spinlock(), 3..9), long(&held_longer(), 53..59)];
+    let alone = compare(&alone[0], &alone[1]);
+    assert_eq!(comparison.baseline.samples, 6);
+    assert_eq!(comparison.baseline.duration_ns, 6 * sample::SECOND_NS);
+    let numbers = |comparison: &Comparison| {
+        let json = json(comparison);
+        ["locks", "ops", "verdict"].map(|table| json[table].clone())
+    };
+    assert_eq!(numbers(&comparison), numbers(&alone));
+    let text = rendered(&comparison, Format::Text, Some(400));
+    let note =
+        "only the intervals of each recording that begin at 3.00 s or later and before 9.00 s";
+    assert!(text.contains(note), "{text}");
+}
+
+#[test]
+fn a_time_is_that_of_every_repeat_and_one_without_an_interval_is_an_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, seconds) in [("a", 4), ("b", 2)] {
+        let intervals: Vec<_> = (0..seconds)
+            .map(|second| sample::interval(second, run(&spinlock(), second)))
+            .collect();
+        let path = folder.path().join(format!("{name}.kct"));
+        write(&path, &spinlock().header, &intervals, 0);
+    }
+    let seconds = |from, to| Some(from * sample::SECOND_NS..to * sample::SECOND_NS);
+    let side = Side::open(folder.path(), seconds(1, 2)).expect("both have one");
+    let comparison = Comparison::new(&side, &side, false).expect("they can be compared");
+    assert_eq!(comparison.baseline.sampling, Sampling::Repeats);
+    assert_eq!(comparison.baseline.duration_ns, 2 * sample::SECOND_NS);
+    let error = Side::open(folder.path(), seconds(2, 3)).expect_err("the other has none");
+    let error = error.to_string();
+    assert!(
+        error.contains("b.kct` begins at 2.00 s or later"),
+        "{error}"
+    );
+    let path = folder.path().display().to_string();
+    for command in [&["report", "a.kct"][..], &["compare", &path, &path]] {
+        let (code, out, error) = tool(&[command, &["--from", "2s", "--to", "1s"]].concat());
+        assert_eq!((code, out.as_str()), (2, ""));
+        assert!(
+            error.contains("--to has to be later than --from"),
+            "{error}"
+        );
+    }
 }
 
 /// Runs the tool and gives its exit code, stdout and stderr.

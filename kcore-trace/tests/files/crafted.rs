@@ -85,7 +85,7 @@ fn read(path: &Path) -> Result<(), RecordingError> {
     if let Ok(excerpt) = recording.between(0, u64::MAX) {
         show(&Report::of_excerpt(&recording, &excerpt));
     }
-    let side = || Side::open(path).ok();
+    let side = || Side::open(path, None).ok();
     if let (Some(a), Some(b)) = (side(), side())
         && let Ok(comparison) = Comparison::new(&a, &b, true)
     {

@@ -222,7 +222,7 @@ fn a_recording_at_one_level_has_none_of_it() {
 fn what_the_guard_left_out_is_not_compared() {
     let reduced = write(&story(4, 6));
     let whole = write(&[Second::Full, Second::Full, Second::Full, Second::Full]);
-    let open = |written: &Written| Side::open(&written.path).expect("it opens");
+    let open = |written: &Written| Side::open(&written.path, None).expect("it opens");
     let refusal = Comparison::new(&open(&whole), &open(&reduced), false).expect_err("no");
     let text = refusal.to_string();
     assert!(
