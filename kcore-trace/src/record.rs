@@ -46,7 +46,8 @@ pub struct RecordOptions {
 pub fn run(options: RecordOptions) -> Result<()> {
     loader::check_capabilities()?;
     let command = Command::find(&options.command)?;
-    refuse_to_overwrite(&options)?;
+    // Before anything is attached.
+    StagedRecording::check(&options.output, options.force)?;
     let exporter = options.listen.map(Exporter::start).transpose()?;
     let (mut sampler, facts) = Sampler::start(&options.measuring)?;
     let words = options.command.iter();
@@ -82,17 +83,6 @@ pub fn run(options: RecordOptions) -> Result<()> {
             .finish(&options, end, until.child, &mut signals, &live)
             .await
     })
-}
-
-/// Found out before anything is attached.
-fn refuse_to_overwrite(options: &RecordOptions) -> Result<()> {
-    let path = &options.output;
-    anyhow::ensure!(
-        options.force || !path.exists(),
-        "recording `{}` exists; --force replaces it, -o names another",
-        path.display()
-    );
-    Ok(())
 }
 
 struct Recorder {

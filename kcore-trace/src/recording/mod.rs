@@ -87,10 +87,20 @@ struct Checkpoint {
 /// Why a recording cannot be written or read. Each names the file, and where it is known the byte.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
-    #[error("recording `{}` exists; --force replaces it", path.display())]
+    #[error("recording `{}` exists; --force replaces it, -o names another", path.display())]
     Exists { path: PathBuf },
+    #[error(
+        "there is no folder for recording `{}`; `mkdir -p {}` makes it",
+        path.display(), folder.display()
+    )]
+    NoFolder { path: PathBuf, folder: PathBuf },
     #[error("`{}` is not a regular file, so no recording can be kept there", path.display())]
     NotAFile { path: PathBuf },
+    #[error(
+        "`{}` is not a regular file, so it is no recording; name a file that `kcore-trace record` wrote",
+        path.display()
+    )]
+    NoRecording { path: PathBuf },
     #[error("no space left for recording `{}`: it ends at byte {offset}, after its last whole record", path.display())]
     Full { path: PathBuf, offset: u64 },
     #[error("recording `{}` does not exist; `kcore-trace record` writes one", path.display())]

@@ -59,7 +59,7 @@ impl Recording {
     ///
     /// # Errors
     ///
-    /// `NotFound`, `NotReadable`, `Empty`, `NotAFile`, `Foreign`, `Newer`, `NoHeader`, `Corrupt`, `Io`.
+    /// `NotFound`, `NotReadable`, `Empty`, `NoRecording`, `Foreign`, `Newer`, `NoHeader`, `Corrupt`, `Io`.
     pub fn open(path: &Path) -> Result<Self, RecordingError> {
         let source = Source::open(path)?;
         source.check_preamble()?;
@@ -200,7 +200,7 @@ impl Source {
         // Looked at before it is opened: opening a pipe waits for a writer.
         let found = std::fs::metadata(path).map_err(at_start)?;
         if !found.is_file() {
-            return Err(RecordingError::NotAFile {
+            return Err(RecordingError::NoRecording {
                 path: path.to_owned(),
             });
         }

@@ -28,6 +28,22 @@ pub struct StagedRecording {
 }
 
 impl StagedRecording {
+    /// Whether a recording can be there, before anything is done for it.
+    ///
+    /// # Errors
+    ///
+    /// `Exists` without `force`; `NotAFile`; `NoFolder`.
+    pub fn check(path: &Path, force: bool) -> Result<(), RecordingError> {
+        let target = target(path)?;
+        if !force && target.exists() {
+            return Err(create_error(path, io::ErrorKind::AlreadyExists.into()));
+        }
+        match folder(&target).is_dir() {
+            true => Ok(()),
+            false => Err(create_error(path, io::ErrorKind::NotFound.into())),
+        }
+    }
+
     /// Creates the file, beside its place if `force` is set.
     ///
     /// # Errors
@@ -100,7 +116,8 @@ impl RecordingWriter {
     ///
     /// # Errors
     ///
-    /// `Exists` without `force`; `NotAFile` for a device, a folder, a pipe, or `-`; `Full`; `Io`.
+    /// `Exists` without `force`; `NotAFile` for a device, a folder, a pipe, or `-`; `NoFolder`; `Full`;
+    /// `Io`.
     pub fn create(path: &Path, force: bool, header: &Header) -> Result<Self, RecordingError> {
         StagedRecording::create(path, force, header)?.place()
     }
@@ -261,7 +278,19 @@ fn create_error(path: &Path, source: io::Error) -> RecordingError {
         io::ErrorKind::AlreadyExists => RecordingError::Exists {
             path: path.to_owned(),
         },
+        io::ErrorKind::NotFound => RecordingError::NoFolder {
+            path: path.to_owned(),
+            folder: folder(path).to_owned(),
+        },
         _ => RecordingError::io(path, 0, source),
+    }
+}
+
+/// The folder of a file.
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
     }
 }
 
