@@ -20,7 +20,7 @@ use crate::{table, units};
 const NAME_WIDTH: usize = 10;
 
 pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
-    let mut blocks = vec![head(report)];
+    let mut blocks = vec![head(report, columns)];
     match by {
         By::Op => {
             blocks.extend(locks(report, by, columns));
@@ -57,7 +57,7 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
 }
 
 /// What was measured, and what is missing.
-fn head(report: &Report) -> String {
+fn head(report: &Report, columns: Option<u16>) -> String {
     let mut lines = vec![
         ("kernel", kernel(report)),
         ("host", host(report)),
@@ -74,11 +74,13 @@ fn head(report: &Report) -> String {
     if let Some(cut) = warning(report) {
         lines.insert(0, ("INCOMPLETE", vec![cut]));
     }
+    let room = columns.map(|columns| columns.saturating_sub(NAME_WIDTH as u16 + 2));
     let mut text = String::new();
     for (name, values) in lines {
-        for (index, value) in values.iter().enumerate() {
+        let values = values.iter().map(|value| table::printable(value));
+        let values = values.flat_map(|value| table::fitted(&value, room));
+        for (index, value) in values.enumerate() {
             let name = if index == 0 { name } else { "" };
-            let value = table::printable(value);
             writeln!(text, "{name:NAME_WIDTH$}  {value}").expect("a string takes every write");
         }
     }
@@ -309,7 +311,7 @@ fn locks(report: &Report, by: By, columns: Option<u16>) -> Vec<String> {
     let table = format!("{title}\n\n{}", tables.join("\n\n"));
     calm.into_iter()
         .chain([table])
-        .chain(notes(report, by))
+        .chain(notes(report, by, columns))
         .collect()
 }
 
@@ -323,7 +325,7 @@ fn nobody_waited(report: &Report) -> &'static str {
 }
 
 /// What a reader of the lock table must know, only where it applies.
-fn notes(report: &Report, by: By) -> Option<String> {
+fn notes(report: &Report, by: By, columns: Option<u16>) -> Option<String> {
     let sum = |number: fn(&LockTotal) -> Option<u64>| {
         saturating_sum(report.lock_totals.iter().filter_map(number))
     };
@@ -358,7 +360,8 @@ fn notes(report: &Report, by: By) -> Option<String> {
             units::counted(failed, "trylock")
         ));
     }
-    (!notes.is_empty()).then(|| notes.join("\n"))
+    let lines = notes.iter().flat_map(|note| table::fitted(note, columns));
+    (!notes.is_empty()).then(|| lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// The waits for the lock that was waited for longest, or the holds of the one held longest.

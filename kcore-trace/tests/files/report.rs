@@ -169,6 +169,27 @@ fn waits_stand_beside_holds_if_the_terminal_is_wide_and_above_them_if_not() {
 }
 
 #[test]
+fn what_is_said_of_the_measurement_is_no_wider_than_the_terminal() {
+    let head = |columns| {
+        let text = rendered(&degraded(), Format::Text, columns);
+        let lines = text.lines().take_while(|line| !line.is_empty());
+        lines.map(String::from).collect::<Vec<_>>()
+    };
+    let words = |head: &[String]| {
+        head.join(" ")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    for columns in [40, 80] {
+        let narrow = head(Some(columns));
+        let widest = narrow.iter().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(columns.into()), "{narrow:?}");
+        assert_eq!(words(&narrow), words(&head(None)));
+    }
+}
+
+#[test]
 fn what_was_not_measured_has_no_column_and_what_was_lost_is_said() {
     let text = text(&degraded());
     assert_golden("degraded.txt", &text);
