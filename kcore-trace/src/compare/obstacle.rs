@@ -335,6 +335,10 @@ pub(super) fn remarks(baseline: &Side, candidate: &Side) -> Vec<String> {
             ));
         }
     }
+    if baseline.is(candidate) {
+        remarks
+            .push("both sides are the same recordings, which do not differ from themselves".into());
+    }
     let single = |side: &Side| side.sampling == Sampling::Intervals;
     let which = match (single(baseline), single(candidate)) {
         (true, true) => Some("each side is"),

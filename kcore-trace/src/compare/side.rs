@@ -35,6 +35,8 @@ pub enum Sampling {
 pub struct Side {
     /// The path as it was given.
     pub(super) path: String,
+    /// Where that is, whatever leads to it; nothing if it is gone by now.
+    place: Option<PathBuf>,
     /// The time that is compared of each recording, in nanoseconds from the start of measuring;
     /// nothing if all of it is.
     pub(super) time: Option<Range<u64>>,
@@ -95,6 +97,7 @@ impl Side {
         };
         Ok(Self {
             path: path.display().to_string(),
+            place: fs::canonicalize(path).ok(),
             sampling,
             samples,
             total,
@@ -104,6 +107,11 @@ impl Side {
             ends: recordings.iter().map(|one| one.end.clone()).collect(),
             headers: recordings.into_iter().map(|one| one.header).collect(),
         })
+    }
+
+    /// Whether the other side is the same file or folder.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.place.is_some() && self.place == other.place
     }
 
     pub(super) fn header(&self) -> &Header {

@@ -1169,6 +1169,18 @@ fn a_time_is_that_of_every_repeat_and_one_without_an_interval_is_an_error() {
     }
 }
 
+#[test]
+fn a_recording_that_is_compared_with_itself_is_named_as_such() {
+    let [one, other] = [repeats(&spinlock(), 0..3), repeats(&spinlock(), 9..12)];
+    let said = |a, b| {
+        let remarks = compare(a, b).remarks;
+        remarks
+            .iter()
+            .any(|remark| remark.starts_with("both sides are the same"))
+    };
+    assert!(said(&one, &one) && !said(&one, &other));
+}
+
 /// Runs the tool and gives its exit code, stdout and stderr.
 fn tool(arguments: &[&str]) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_kcore-trace"))
