@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::{self, Comparison, Side};
-use crate::diagnostics;
+use crate::diagnostics::{self, unwritten};
 use crate::exporter;
 use crate::exporter::serve::{self, ServeOptions};
 use crate::kernel::Facts;
@@ -35,6 +35,8 @@ const DEFAULT_RECORDING: &str = "kcore-trace.kct";
 /// Shortest and longest time between two records.
 const INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(3600);
+/// What every command takes comes after what is its own.
+const LAST: usize = 900;
 /// Longest duration of a recording: a year.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -49,7 +51,7 @@ const LONG_MAY_COST: f64 = 0.03;
 struct Cli {
     /// Say more: timings, refused hooks, the verifier's log when it refuses a program; twice, also
     /// what the programs in the kernel say
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = LAST)]
     verbose: u8,
     #[command(subcommand)]
     command: Command,
@@ -93,6 +95,7 @@ struct PlanArgs {
     /// Write the facts of the running kernel to this file (- for stdout) instead of planning
     #[arg(long, value_name = "FILE", conflicts_with = "facts")]
     save_facts: Option<PathBuf>,
+    /// What it is written as
     #[arg(long, value_enum, default_value_t)]
     format: PlanFormat,
 }
@@ -188,7 +191,7 @@ struct RecordArgs {
     #[arg(long)]
     force: bool,
     /// Show the same numbers to Prometheus meanwhile, at this address such as 127.0.0.1:9464
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Option<SocketAddr>,
     /// Run this command and measure until it ends
     #[arg(last = true, value_name = "COMMAND")]
@@ -198,7 +201,7 @@ struct RecordArgs {
 #[derive(Args)]
 struct ServeArgs {
     /// Where to listen; anyone who reaches an address that is not loopback can read the numbers
-    #[arg(long, value_name = "ADDRESS", default_value_t = exporter::LISTEN)]
+    #[arg(long, value_name = "ADDRESS", value_parser = address, default_value_t = exporter::LISTEN)]
     listen: SocketAddr,
     /// Time between two readings of the counters, from 10ms to 1h
     #[arg(short, long, value_name = "DURATION", value_parser = interval, default_value = "1s")]
@@ -233,6 +236,7 @@ struct ReportArgs {
     audit: bool,
     #[command(flatten)]
     time: TimeArgs,
+    /// What it is written as
     #[arg(long, value_enum, default_value_t)]
     format: report::Format,
 }
@@ -274,6 +278,7 @@ struct CompareArgs {
     anyway: bool,
     #[command(flatten)]
     time: TimeArgs,
+    /// What it is written as
     #[arg(long, value_enum, default_value_t)]
     format: compare::Format,
 }
@@ -323,14 +328,27 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let explained = |_| {
+        format!(
+            "it has to be an address and a port, such as {}",
+            exporter::LISTEN
+        )
+    };
+    text.parse().map_err(explained)
+}
+
 /// Runs the tool with these arguments, the first of which is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors to clap; a closed pipe is none to us.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            let lost = error
+                .print()
+                .map_err(unwritten)
+                .is_err_and(|e| !is_closed_pipe(&e));
+            return ExitCode::from(if lost || error.use_stderr() { 2 } else { 0 });
         }
     };
     match run(&cli) {
@@ -388,18 +406,18 @@ fn plan(args: &PlanArgs) -> Result<()> {
     if let Some(path) = &args.save_facts {
         let text = serde_json::to_string_pretty(&facts)? + "\n";
         return match path.to_str() {
-            Some("-") => Ok(out.write_all(text.as_bytes())?),
+            Some("-") => out.write_all(text.as_bytes()).map_err(unwritten),
             _ => fs::write(path, text)
                 .with_context(|| format!("failed to write facts to `{}`", path.display())),
         };
     }
     let request = args.more.request(args.hooks.request(args.level))?;
     let plan = Plan::choose(&facts, &request)?;
-    match args.format {
-        PlanFormat::Text => plan.write_text(&facts, &mut out)?,
-        PlanFormat::Json => writeln!(out, "{}", serde_json::to_string_pretty(&plan)?)?,
-    }
-    Ok(())
+    let written = match args.format {
+        PlanFormat::Text => plan.write_text(&facts, &mut out),
+        PlanFormat::Json => writeln!(out, "{}", serde_json::to_string_pretty(&plan)?),
+    };
+    written.map_err(unwritten)
 }
 
 fn record(args: &RecordArgs) -> Result<()> {
@@ -465,8 +483,7 @@ fn report(args: &ReportArgs) -> Result<()> {
         false => args.by,
     };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    report::render(&report, args.format, by, terminal_columns(), &mut out)?;
-    Ok(out.flush()?)
+    report::render(&report, args.format, by, terminal_columns(), &mut out).map_err(unwritten)
 }
 
 /// As many as there are in half a millennium.
@@ -482,7 +499,7 @@ fn compare(args: &CompareArgs) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
     match compare::render(&comparison, args.format, terminal_columns(), &mut out) {
         // Who reads only the first lines still gets the exit code.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(unwritten(error)),
         Ok(()) | Err(_) => {}
     }
     Ok(ExitCode::from(u8::from(comparison.is_regression())))

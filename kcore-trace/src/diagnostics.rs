@@ -1,5 +1,5 @@
 //! What is said on stderr: messages, and with `-v` log records of this program and warnings of
-//! libraries; with `-vv` what the programs in the kernel say too.
+//! libraries; with `-vv` what the programs in the kernel say too. And what is said of a stdout that is lost.
 //!
 //! Owns the logger of the process. Unless the programs are asked, the level that they are loaded with
 //! is zero, and the verifier removes the code.
@@ -35,6 +35,11 @@ impl Log for Stderr {
 pub(crate) fn say(line: impl Display) {
     // With nowhere to write to, a message is lost, and nothing else.
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// What stdout did not take.
+pub(crate) fn unwritten(error: io::Error) -> anyhow::Error {
+    anyhow::Error::new(error).context("failed to write to stdout")
 }
 
 /// Turns diagnostics on: for one, those of this program; for more, also of those in the kernel.

@@ -29,6 +29,8 @@ use kcore::{Page, Reading, Via};
 use signals::Signals;
 use work::{Job, Kind, Vmallocinfo};
 
+use crate::diagnostics::unwritten;
+
 /// More processes than this say nothing about locks and much about the scheduler.
 const MOST_PROCESSES: u32 = 4096;
 
@@ -63,7 +65,7 @@ pub struct StressArgs {
     pub via: Via,
 
     /// Ops that each process does
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "duration")]
+    #[arg(long, value_name = "N", value_parser = some_ops, conflicts_with = "duration")]
     pub ops: Option<u64>,
 
     /// How long to work, such as 30s or 5m [default: 10s]
@@ -73,6 +75,14 @@ pub struct StressArgs {
 
 fn processes() -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(..=u64::from(MOST_PROCESSES))
+}
+
+fn some_ops(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it has to be 1 or more".to_owned()),
+        Ok(ops) => Ok(ops),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn some_time(text: &str) -> Result<Duration, String> {
@@ -108,7 +118,10 @@ impl StressArgs {
             .iter()
             .map(|(_, processes)| u64::from(*processes))
             .sum();
-        ensure!(total > 0, "there is nothing to do: 0 processes");
+        ensure!(
+            total > 0,
+            "there is nothing to do: 0 processes; one of --maps, --kcore, --vmallocinfo and --threads has to be 1 or more"
+        );
         ensure!(
             total <= u64::from(MOST_PROCESSES),
             "{total} processes are more than {MOST_PROCESSES}"
@@ -174,7 +187,7 @@ pub fn run(args: &StressArgs) -> Result<()> {
 /// Whether it worked is for the verdict to say, also where nobody reads the report.
 fn conclude(reported: io::Result<()>, verdict: Result<()>) -> Result<()> {
     verdict?;
-    Ok(reported?)
+    reported.map_err(unwritten)
 }
 
 fn threads_of_this_process() -> usize {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use kcore_trace::compare::{
     Comparison, Finding, Format, LockRow, Refusal, Role, Sampling, Side, Verdict, render,
@@ -18,6 +17,7 @@ use kcore_trace_ebpf::words::{Context, Intent, Kind, Lock, Mode, Op};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::command_line::tool;
 use crate::report::assert_golden;
 use crate::sample::{self, Dice, exclusive, key};
 
@@ -1179,17 +1179,6 @@ fn a_recording_that_is_compared_with_itself_is_named_as_such() {
             .any(|remark| remark.starts_with("both sides are the same"))
     };
     assert!(said(&one, &one) && !said(&one, &other));
-}
-
-/// Runs the tool and gives its exit code, stdout and stderr.
-fn tool(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_kcore-trace"))
-        .args(arguments)
-        .output()
-        .expect("the tool was built");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let code = output.status.code().expect("it ends by itself");
-    (code, text(&output.stdout), text(&output.stderr))
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What recordings and reports promise, checked on files and without a kernel to measure.
 
+mod command_line;
 mod compare;
 mod crafted;
 mod full_disk;
