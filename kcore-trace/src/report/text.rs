@@ -52,7 +52,7 @@ pub(super) fn render(report: &Report, by: By, columns: Option<u16>) -> String {
         };
         blocks.push(format!("Operations, {first} first\n\n{table}"));
     }
-    blocks.extend(drawing(&report.lock_totals));
+    blocks.extend(drawing(&report.lock_totals, columns));
     blocks.join("\n\n") + "\n"
 }
 
@@ -292,8 +292,11 @@ fn locks(report: &Report, by: By, columns: Option<u16>) -> Vec<String> {
         }];
     }
     let both = tables::locks(report, by, Sides::Both);
+    let any = |seen: fn(&LockTotal) -> bool| report.lock_totals.iter().any(seen);
+    let has_both = any(|total| total.hold.is_some())
+        && any(|total| total.wait.is_some_and(|wait| wait.count != 0));
     let room = columns.is_none_or(|columns| table::width(&both) <= columns.into());
-    let tables = if room {
+    let tables = if room || !has_both {
         vec![both]
     } else {
         vec![
@@ -365,7 +368,8 @@ fn notes(report: &Report, by: By, columns: Option<u16>) -> Option<String> {
 }
 
 /// The waits for the lock that was waited for longest, or the holds of the one held longest.
-fn drawing(totals: &[LockTotal]) -> Option<String> {
+fn drawing(totals: &[LockTotal], columns: Option<u16>) -> Option<String> {
+    let draw = |what, total, dist, octaves| draw(what, total, dist, octaves, columns);
     let worst = totals.first()?;
     if let Some(wait) = &worst.wait
         && !worst.wait_octaves.is_empty()
@@ -376,12 +380,18 @@ fn drawing(totals: &[LockTotal]) -> Option<String> {
     (!worst.hold_octaves.is_empty()).then(|| draw("Holds of", worst, hold, &worst.hold_octaves))
 }
 
-fn draw(what: &str, total: &LockTotal, dist: &Dist, octaves: &[Bucket]) -> String {
+fn draw(
+    what: &str,
+    total: &LockTotal,
+    dist: &Dist,
+    octaves: &[Bucket],
+    columns: Option<u16>,
+) -> String {
     let count = units::count(dist.count);
     let sum = units::duration(dist.sum_ns);
     format!(
         "{what} {}: {count}, {sum} in all\n\n{}",
         total.lock,
-        bars::draw(octaves)
+        bars::draw(octaves, columns)
     )
 }

@@ -169,6 +169,26 @@ fn waits_stand_beside_holds_if_the_terminal_is_wide_and_above_them_if_not() {
 }
 
 #[test]
+fn on_a_narrow_terminal_no_table_is_shown_twice_and_bars_are_shorter() {
+    let lock_tables = |report: &Report| {
+        let text = rendered(report, Format::Text, Some(50));
+        text.lines()
+            .filter(|line| line.starts_with("lock, op"))
+            .count()
+    };
+    assert_eq!(lock_tables(&busy()), 2);
+    assert_eq!([&degraded(), &calm()].map(lock_tables), [1, 1]);
+    for columns in [40, 60, 80] {
+        let text = rendered(&busy(), Format::Text, Some(columns));
+        let bars = text
+            .lines()
+            .skip_while(|line| !line.starts_with("Waits for"));
+        let widest = bars.skip(1).map(|line| line.chars().count()).max();
+        assert!(widest <= Some(columns.into()), "{text}");
+    }
+}
+
+#[test]
 fn what_is_said_of_the_measurement_is_no_wider_than_the_terminal() {
     let head = |columns| {
         let text = rendered(&degraded(), Format::Text, columns);
