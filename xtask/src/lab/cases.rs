@@ -131,15 +131,9 @@ impl Cases<'_> {
         fs::write(&initramfs, &unpacked)?;
         let common = Common::new(&folder, &unpacked)?;
 
-        let boots = CONFIGS.iter().flat_map(|config| {
-            self.kernels.iter().map(move |kernel| Boot {
-                kernel: kernel.clone(),
-                config,
-            })
-        });
         let mut booted = Vec::new();
         schedule::run(
-            boots.collect(),
+            self.boots(),
             |boot| self.boot(&boot, &folder, &initramfs, &common),
             |result| {
                 if let Ok(boot) = &result {
@@ -150,6 +144,23 @@ impl Cases<'_> {
         );
         let booted = booted.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(self.sum(&booted))
+    }
+
+    /// The longest come first, so that none is left alone at the end: on Debian's kernels more is tried than
+    /// on the lab's own, and a newer one has more functions to go through for each hook.
+    fn boots(&self) -> Vec<Boot> {
+        let (built, debian): (Vec<_>, Vec<_>) = self
+            .kernels
+            .iter()
+            .partition(|kernel| kernel.built.is_some());
+        let kernels = debian.into_iter().rev().chain(built);
+        let boots = kernels.flat_map(|kernel| {
+            CONFIGS.iter().map(move |config| Boot {
+                kernel: kernel.clone(),
+                config,
+            })
+        });
+        boots.collect()
     }
 
     fn boot(
@@ -328,6 +339,25 @@ mod tests {
     #[test]
     fn the_machine_is_that_of_the_lab_with_less() {
         assert!(CPU.starts_with(qemu::CPU));
+    }
+
+    #[test]
+    fn boots_of_newer_kernels_come_first_in_every_shape() {
+        let kernel = |line| Kernel {
+            line,
+            image: PathBuf::new(),
+            built: None,
+        };
+        let cases = Cases {
+            kernels: vec![kernel("5.10"), kernel("6.1")],
+            filter: None,
+            keep: None,
+            timeout: Duration::ZERO,
+            again: false,
+            complete: false,
+        };
+        let names: Vec<_> = cases.boots().iter().map(Boot::name).collect();
+        assert_eq!(names, ["6.1-smp4", "6.1-up", "5.10-smp4", "5.10-up"]);
     }
 
     #[test]
