@@ -7,7 +7,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::churn::{AUDIT, AUDIT_AND_STACKS, by_kprobe, equal, kprobe_flags};
+use super::churn::{AUDIT_AND_STACKS, audit_flags, by_kprobe, equal, kprobe_flags};
 use crate::guest::{Guest, Outcome};
 use crate::load;
 use crate::tool::{self, Flags, Report};
@@ -101,7 +101,7 @@ pub(crate) fn refused(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn fentry_contexts(guest: &mut Guest) -> Result<Outcome> {
-    contexts(guest, AUDIT, &[])
+    contexts(guest, audit_flags(guest), &[])
 }
 
 pub(crate) fn kprobe_contexts(guest: &mut Guest) -> Result<Outcome> {
@@ -180,7 +180,7 @@ pub(crate) fn deferred_frees(guest: &mut Guest) -> Result<Outcome> {
         "context=hardirq".into(),
         format!("loops={LOOPS}"),
     ];
-    let report = tool::recorded_module(AUDIT, &module, &parameters)?;
+    let report = tool::recorded_module(audit_flags(guest), &module, &parameters)?;
     // The kernel frees its own programs in softirqs too.
     for (context, others) in [("softirq", 20), ("hardirq", 0)] {
         let freed = calls(&report, |row| {
@@ -201,7 +201,7 @@ pub(crate) fn deferred_frees(guest: &mut Guest) -> Result<Outcome> {
 /// What syzbot found when the lock of a block was a mutex: `vb_alloc` takes it in an RCU read section.
 pub(crate) fn blocks_under_rcu(guest: &mut Guest) -> Result<Outcome> {
     let module = guest.module("vmap_ram")?;
-    let report = tool::recorded_module(AUDIT, &module, &["loops=200".into()])?;
+    let report = tool::recorded_module(audit_flags(guest), &module, &["loops=200".into()])?;
     let verdict = verdict(&report, "vmap_block.lock")?;
     ensure!(verdict["legal_as_mutex"] == false, "{verdict}");
     for op in ["map_ram", "unmap_aliases"] {

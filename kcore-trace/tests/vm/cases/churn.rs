@@ -15,7 +15,7 @@ use crate::tool::{self, Flags, Report, load};
 
 const FENTRY: Flags = &["--hooks", "fentry", "-v"];
 /// An audit alone: holds of spinlocks may be kept at the place of the lock.
-pub(super) const AUDIT: Flags = &["--hooks", "fentry", "--audit", "-v"];
+const AUDIT: Flags = &["--hooks", "fentry", "--audit", "-v"];
 /// What an audit sees, and the stacks of waits, for which tasks keep all holds.
 pub(super) const AUDIT_AND_STACKS: Flags = &["--hooks", "fentry", "--audit", "--stacks", "-v"];
 /// With stacks and diagnostics, so that what is compiled out otherwise is verified too.
@@ -49,6 +49,15 @@ pub(super) fn fentry_flags(guest: &Guest) -> Flags {
         AUDIT_AND_STACKS
     } else {
         FENTRY
+    }
+}
+
+/// With one CPU an audit alone is tried, with several the one that looks at stacks too and runs already.
+pub(super) fn audit_flags(guest: &Guest) -> Flags {
+    if guest.cpus() == 1 {
+        AUDIT
+    } else {
+        AUDIT_AND_STACKS
     }
 }
 
