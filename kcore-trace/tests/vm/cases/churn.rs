@@ -358,7 +358,7 @@ pub(crate) fn tracepoint_waits(guest: &mut Guest) -> Result<Outcome> {
 /// Without nodes only an address tells, and the plan says so.
 pub(crate) fn tracepoint_places(_: &mut Guest) -> Result<Outcome> {
     // Readers hold the locks of an index long, so that allocations do wait for them.
-    const ALLOCATING: [&str; 6] = ["--maps", "12", "--vmallocinfo", "4", "--ops", "400"];
+    const ALLOCATING: [&str; 6] = ["--maps", "12", "--vmallocinfo", "4", "--ops", "100"];
     /// Waits while one of the recorders is not attached, or has read its counters already.
     const ALONE: u64 = 5;
     let by_address = match by_tracepoint()? {
