@@ -26,8 +26,8 @@ pub(crate) const WATCHED: &str = "--watched";
 
 const TRACING: &str = "/sys/kernel/tracing";
 const GROUP: &str = "reference";
-/// Enough for the load of a case; an overrun is an error.
-const BUFFER_KB: u64 = 24 * 1024;
+/// Enough for all events of a load on one CPU; an overrun is an error.
+const BUFFER_KB: u64 = 4 * 1024;
 
 /// What a probe tells of a lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,11 @@ impl Reference {
             .any(|line| line.ends_with(" _raw_spin_unlock")))
     }
 
+    /// Nothing on a kernel where it could not tell who holds a spinlock.
+    pub(crate) fn where_it_sees_releases() -> Result<Option<Self>> {
+        Self::sees_releases()?.then(Self::new).transpose()
+    }
+
     /// Sets the events up; they are on only while [`main`] runs.
     pub(crate) fn new() -> Result<Self> {
         let reference = Self {
@@ -120,7 +125,7 @@ impl Reference {
         Ok(reference)
     }
 
-    /// What was seen since [`Self::new`].
+    /// What was seen since [`Self::new`], or since this was asked for before.
     pub(crate) fn shares(&self) -> Result<Shares> {
         for cpu in fs::read_dir(format!("{TRACING}/per_cpu"))? {
             let stats = fs::read_to_string(cpu?.path().join("stats"))?;
@@ -136,6 +141,7 @@ impl Reference {
         let trace = fs::read_to_string(format!("{TRACING}/trace"))?;
         let events: Vec<Event> = trace.lines().filter_map(Event::parse).collect();
         println!("the reference saw {} events", events.len());
+        write("trace", "")?;
         fold::fold(&events, &self.text)
     }
 }
