@@ -90,13 +90,13 @@ pub(crate) fn report(path: &std::path::Path) -> Result<Report> {
 /// time: the tracepoint misses the first waiter of a spinlock.
 pub(crate) mod load {
     pub(crate) const MAP_PROCESSES: u64 = 4;
-    pub(crate) const OPS: u64 = 40;
+    pub(crate) const OPS: u64 = 20;
     pub(crate) const MAPS: u64 = MAP_PROCESSES * OPS;
     pub(crate) const VMALLOCINFOS: u64 = 4 * OPS;
 
     /// The arguments of `stress`; a kernel may be built without /proc/kcore.
     pub(crate) fn arguments() -> Vec<&'static str> {
-        let mut args = vec!["--maps", "4", "--vmallocinfo", "4", "--ops", "40"];
+        let mut args = vec!["--maps", "4", "--vmallocinfo", "4", "--ops", "20"];
         if std::path::Path::new("/proc/kcore").exists() {
             args.extend(["--kcore", "1"]);
         }

@@ -17,9 +17,9 @@ pub(super) const WHILE_READING: u64 = 8;
 /// How often emulated CPUs may fail to meet often enough.
 const ROUNDS: usize = 10;
 
-const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "40"];
+const READERS: &[&str] = &["--vmallocinfo", "4", "--ops", "20"];
 const READER_THREADS: u64 = 4;
-const WRITERS: &[&str] = &["--maps", "4", "--ops", "300"];
+const WRITERS: &[&str] = &["--maps", "4", "--ops", "100"];
 
 /// Records a load of its own at level full.
 fn recorded(guest: &Guest, load: &[&str]) -> Result<Report> {
@@ -312,7 +312,7 @@ fn share_alike(report: &Report, reference: &Shares) -> Result<bool> {
 pub(crate) fn inflictor(guest: &mut Guest) -> Result<Outcome> {
     let known = Reference::sees_releases()?;
     for _ in 0..ROUNDS {
-        let report = recorded(guest, &["--kcore", "1", "--maps", "4", "-d", "2s"])?;
+        let report = recorded(guest, &["--kcore", "1", "--maps", "4", "-d", "1s"])?;
         let first = report.rows("readers").next();
         let first = first.context("nobody reads")?;
         ensure!(
