@@ -344,7 +344,8 @@ fn contended_spinlocks(report: &Value) -> u64 {
 #[derive(Debug, Default, PartialEq)]
 struct Sums {
     acquisitions: u64,
-    contended: u64,
+    /// Nothing where waits are not seen.
+    contended: Option<u64>,
     wait_ns: u64,
     holds: u64,
     hold_ns: u64,
@@ -353,18 +354,25 @@ struct Sums {
 
 impl Sums {
     fn of(report: &Value, lock: &str) -> Self {
-        let mut sums = Self::default();
         let rows = report["locks"].as_array().into_iter().flatten();
-        for row in rows.filter(|row| row["lock"] == lock) {
+        let rows = rows.filter(|row| row["lock"] == lock);
+        let mut sums = Self {
+            contended: rows.clone().map(|row| row["contended"].as_u64()).sum(),
+            ..Self::default()
+        };
+        for row in rows {
             let number = |value: &Value| value.as_u64().unwrap_or(0);
             sums.acquisitions += number(&row["acquisitions"]);
-            sums.contended += number(&row["contended"]);
             sums.wait_ns += number(&row["wait"]["sum_ns"]);
             sums.holds += number(&row["hold"]["count"]);
             sums.hold_ns += number(&row["hold"]["sum_ns"]);
             sums.longest_p99_ns = sums.longest_p99_ns.max(number(&row["hold"]["p99_ns"]));
         }
         sums
+    }
+
+    fn wait_mean(&self) -> Option<f64> {
+        mean(self.wait_ns, self.contended?)
     }
 }
 
@@ -405,12 +413,13 @@ impl std::fmt::Display for Index {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { sums, allocations } = self;
         let per_alloc = sums.acquisitions as f64 / (*allocations).max(1) as f64;
-        let share = sums.contended as f64 / sums.acquisitions.max(1) as f64;
+        let percent = |contended| 100.0 * contended as f64 / sums.acquisitions.max(1) as f64;
+        let contended = sums.contended.map(percent);
         write!(
             f,
-            "{per_alloc:>9.2} {:>8.2} % {:>10} {:>10} {:>10}",
-            share * 100.0,
-            shown(mean(sums.wait_ns, sums.contended)),
+            "{per_alloc:>9.2} {:>10} {:>10} {:>10} {:>10}",
+            contended.map_or_else(|| "–".into(), |percent| format!("{percent:.2} %")),
+            shown(sums.wait_mean()),
             shown(mean(sums.hold_ns, sums.holds)),
             shown((sums.holds > 0).then_some(sums.longest_p99_ns as f64)),
         )
@@ -479,9 +488,10 @@ impl LockStat {
             self.acquisitions,
             share(ours.acquisitions, self.acquisitions),
             self.contentions,
-            share(ours.contended, self.contentions),
+            ours.contended
+                .map_or_else(|| "–".into(), |ours| share(ours, self.contentions)),
             self.wait_mean_us * 1e3,
-            less(mean(ours.wait_ns, ours.contended), self.wait_mean_us),
+            less(ours.wait_mean(), self.wait_mean_us),
             self.hold_mean_us * 1e3,
             less(mean(ours.hold_ns, ours.holds), self.hold_mean_us),
         )
@@ -525,6 +535,32 @@ mod tests {
     fn an_event_is_found_by_its_whole_name() {
         let text = "lock_pending 3\nlock_slowpath 4";
         assert_eq!((event(text, "lock_pending"), event(text, "lock")), (3, 0));
+    }
+
+    #[test]
+    fn waits_that_cannot_be_seen_are_no_share_of_zero() {
+        let row = |contended| {
+            serde_json::json!({
+                "lock": "vmap_area_lock", "acquisitions": 4, "contended": contended,
+                "wait": { "sum_ns": 60 }, "hold": { "count": 4, "sum_ns": 8, "p99_ns": 2 },
+            })
+        };
+        let sums =
+            |rows: Vec<Value>| Sums::of(&serde_json::json!({ "locks": rows }), "vmap_area_lock");
+        let seen = sums(vec![row(Some(2)), row(Some(1))]);
+        assert_eq!((seen.contended, seen.wait_mean()), (Some(3), Some(40.0)));
+        let unseen = sums(vec![row(None), row(Some(1))]);
+        assert_eq!((unseen.contended, unseen.wait_mean()), (None, None));
+        let index = Index {
+            sums: unseen,
+            allocations: 8,
+        };
+        assert!(
+            index
+                .to_string()
+                .starts_with("     1.00          –          –"),
+            "{index}"
+        );
     }
 
     #[test]
