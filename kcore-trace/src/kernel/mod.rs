@@ -39,7 +39,7 @@ const NODE_VARIABLES: [&str; 2] = ["vmap_nodes", "nr_vmap_nodes"];
 const KCLIST_PERCPU: &str = "__percpu_rwsem_rc_kclist_lock";
 /// Whether spinlocks are test-and-set (`arch/x86/include/asm/qspinlock.h`).
 const TEST_AND_SET_KEY: &str = "virt_spin_lock_key";
-/// The slow paths that it chooses between as it boots.
+/// The slow paths of queued ones, between which a kernel chooses as it boots.
 const NATIVE_SLOW_PATH: &str = "native_queued_spin_lock_slowpath";
 const PV_SLOW_PATH: &str = "__pv_queued_spin_lock_slowpath";
 const PV_OPS: &str = "pv_ops";
@@ -259,7 +259,7 @@ impl Facts {
 
     /// Whether that is the paravirtual slow path of spinlocks on a kernel that chose the native one.
     pub fn is_passed_over(&self, function: &str) -> bool {
-        function == PV_SLOW_PATH && self.spinlocks == "native"
+        function == PV_SLOW_PATH && self.spinlocks == NATIVE
     }
 
     /// Whether the segment list of /proc/kcore is a percpu-rwsem, whose readers pass no function.
@@ -427,7 +427,10 @@ fn peek(address: u64) -> Option<u64> {
         .ok()
 }
 
-/// What [`Facts::spinlocks`] says of those that wait without a queue.
+/// What [`Facts::spinlocks`] says of those that queue by the native slow path, by the paravirtual one, and of
+/// those that wait without a queue.
+const NATIVE: &str = "native";
+pub const PARAVIRTUAL: &str = "pv";
 pub const TEST_AND_SET: &str = "test-and-set";
 
 /// Which slow path spinlocks have: a static key says test-and-set, `pv_ops` says paravirtual.
@@ -447,8 +450,8 @@ fn spinlocks(btf: &Btf, symbols: &Symbols) -> String {
     };
     let is = |name: &str, address: u64| symbols.address(name, None) == Some(address);
     match read() {
-        Some((_, slow_path)) if is(PV_SLOW_PATH, slow_path) => "pv",
-        Some((0, slow_path)) if is(NATIVE_SLOW_PATH, slow_path) => "native",
+        Some((_, slow_path)) if is(PV_SLOW_PATH, slow_path) => PARAVIRTUAL,
+        Some((0, slow_path)) if is(NATIVE_SLOW_PATH, slow_path) => NATIVE,
         Some((1.., _)) => TEST_AND_SET,
         _ => crate::host::UNKNOWN,
     }

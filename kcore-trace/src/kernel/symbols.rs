@@ -33,9 +33,8 @@ pub struct Symbols {
 impl Symbols {
     /// Reads the running kernel's.
     pub fn read(wanted: &HashSet<&str>) -> Result<Self> {
-        // The kernel makes the lines as they are read, a buffer at a time.
-        const BUFFER: usize = 1 << 18;
-        let lines = File::open(PATH).map(|file| BufReader::with_capacity(BUFFER, file));
+        // However much is asked for, the kernel gives a page of lines at a time (`fs/seq_file.c`).
+        let lines = File::open(PATH).map(BufReader::new);
         lines
             .and_then(|lines| Self::parse(lines, wanted))
             .with_context(|| format!("failed to read {PATH}"))

@@ -14,7 +14,7 @@ use kcore_trace_ebpf::words::{Context, Kind, Lock, Op};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::kernel::{Era, Facts, STATIC_LOCKS, TEST_AND_SET, symbols};
+use crate::kernel::{Era, Facts, PARAVIRTUAL, STATIC_LOCKS, TEST_AND_SET, symbols};
 use crate::model::{Coverage, HoldCoverage, Level, Missing, WaitCoverage};
 use crate::probes::{self, Attach, Ends, LockFunction, Part, program, purpose};
 
@@ -807,7 +807,7 @@ impl Draft<'_> {
         );
         match self.facts.spinlocks.as_str() {
             TEST_AND_SET => self.miss("all spinlock waits", "test-and-set spinlocks, as a hypervisor without PV spinlocks gets them, fire no tracepoint"),
-            "pv" => {}
+            PARAVIRTUAL => {}
             _ => self.miss("waits of a first waiter", "a native spinlock's first waiter spins on the pending bit, before the tracepoint; paravirtual spinlocks show all"),
         }
         self.miss(

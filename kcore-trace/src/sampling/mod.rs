@@ -131,10 +131,10 @@ struct Watch {
 
 impl Active {
     fn attach(request: &Request) -> Result<(Self, Facts)> {
-        let exec = Instant::now();
+        let begun = Instant::now();
         let preparation = Preparation::start();
         let (facts, addresses) = Facts::gather()?;
-        let gathered = exec.elapsed();
+        let gathered = begun.elapsed();
         let plan = Plan::choose(&facts, request)?;
         let mut session = Session::start(preparation, plan, &facts, &addresses)?;
         let mut snapshots = Snapshots::prepare(&mut session)?;
@@ -142,7 +142,7 @@ impl Active {
         log::debug!(
             "{} programs attached {:.2?} after start ({gathered:.2?} of it facts)",
             session.program_count(),
-            exec.elapsed(),
+            begun.elapsed(),
         );
         allocator::return_free_memory();
         Ok((Self { session, snapshots }, facts))
