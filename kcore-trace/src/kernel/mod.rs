@@ -7,12 +7,13 @@
 //! Invariant: gathering leaves nothing attached and never fails because the kernel lacks something;
 //! that is a fact like any other.
 
+mod assembly;
 pub mod bpf;
 pub mod btf;
 pub mod symbols;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::{fs, thread};
+use std::fs;
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::acquire;
@@ -199,15 +200,10 @@ pub struct Addresses {
 impl Facts {
     /// Gathers the facts of the running kernel.
     pub fn gather() -> Result<(Self, Addresses)> {
-        // The kernel takes long to list its symbols, so its types are read meanwhile.
-        let (types, symbols) = thread::scope(|scope| {
-            let types = scope.spawn(read_types);
-            let symbols = Symbols::read(&wanted_symbols());
-            (types.join().expect("reading types does not panic"), symbols)
-        });
-        let (types, symbols) = (types?, symbols?);
+        let types = read_types()?;
         let has_btf = types.is_some();
         let btf = types.unwrap_or_default();
+        let symbols = Symbols::read(&btf, &wanted_symbols())?;
         let facts = Self::from_sources(&btf, has_btf, &symbols)?;
         let types = has_btf.then(|| btf.for_attaching());
         let addresses = Addresses {
@@ -476,6 +472,7 @@ fn wanted_types() -> HashSet<String> {
     structs
         .into_iter()
         .chain([ITER_TYPE])
+        .chain(symbols::TYPES)
         .chain(functions)
         .map(str::to_owned)
         .chain(typedefs)

@@ -84,6 +84,11 @@ const CASES: &[Case] = &[
         .for_every_type(),
     case("plan_gives_a_reason_for_everything_missing", plan::reasons).anywhere(),
     case(
+        "plan_has_the_same_symbols_by_a_program_as_by_text",
+        plan::symbols,
+    )
+    .anywhere(),
+    case(
         "plan_at_level_contended_hooks_slow_paths_only",
         plan::slow_paths_only,
     )

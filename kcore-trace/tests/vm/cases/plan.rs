@@ -1,8 +1,11 @@
 //! What the plan says of each kernel.
 
+use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, ensure};
+use kcore_trace::kernel::btf::{self, Btf};
+use kcore_trace::kernel::symbols::{self, Symbols};
 use serde_json::Value;
 
 use crate::guest::{Guest, Outcome};
@@ -61,6 +64,50 @@ pub(crate) fn era(guest: &mut Guest) -> Result<Outcome> {
     // A facts file is as good as the kernel it came from.
     let again = tool::json(&["plan", "--format", "json", "--facts", &facts])?;
     ensure!(again == plan, "the plan from the facts file is another one");
+    Ok(Outcome::Passed)
+}
+
+/// Symbols of all sorts, listed in both ways that there are.
+pub(crate) fn symbols(guest: &mut Guest) -> Result<Outcome> {
+    /// Beside them every so-maniest of the kernel, by its plain name.
+    const NAMES: [&str; 7] = [
+        "_stext",
+        "_end",
+        "__per_cpu_offset",
+        "alloc_vmap_area",
+        "vfree",
+        "s_start",
+        "no_such_symbol",
+    ];
+    const EVERY: usize = 97;
+    let text = std::fs::read_to_string(symbols::PATH)?;
+    let core = text.lines().take_while(|line| !line.ends_with(']'));
+    let names = core
+        .step_by(EVERY)
+        .filter_map(|line| line.split(' ').nth(2));
+    let plain = names.filter_map(|name| name.split('.').next());
+    let wanted: HashSet<&str> = plain.chain(NAMES).filter(|name| name.len() < 100).collect();
+    ensure!(wanted.len() > 300, "only {} names", wanted.len());
+    let by_text = Symbols::parse(text.as_bytes(), &wanted)?;
+    let types = std::fs::read(btf::PATH)?;
+    let types = Btf::parse(&types, &symbols::TYPES.into())?;
+    let has_iterator = !guest.kernel_release().starts_with("5.10.");
+    let by_program = match Symbols::by_program(&types, &wanted) {
+        Ok(symbols) => symbols,
+        Err(error) if has_iterator => return Err(error),
+        Err(_) => return Ok(Outcome::Passed),
+    };
+    ensure!(has_iterator, "5.10 has no iterator over its symbols");
+    let anchor = by_text.address("vfree", None);
+    ensure!(anchor.is_some(), "vfree has no address");
+    for name in wanted {
+        let told = |symbols: &Symbols| {
+            let ranges = symbols.ranges(name, anchor);
+            (symbols.count(name), symbols.address(name, anchor), ranges)
+        };
+        let (text, program) = (told(&by_text), told(&by_program));
+        ensure!(text == program, "{name}: {text:x?} is not {program:x?}");
+    }
     Ok(Outcome::Passed)
 }
 
