@@ -10,7 +10,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use crate::bench::rounds;
+use crate::bench::rounds::{self, Shape};
 use crate::guest::{self, Guest, Outcome};
 use crate::{load, tool};
 
@@ -45,9 +45,15 @@ pub(crate) struct Step {
     /// Whether it is the bench's.
     #[serde(default)]
     bench: bool,
-    /// How often the work is done, if the step is to say when it began, and when each round began
-    /// and ended.
-    rounds: Option<u32>,
+    /// How the work is repeated, if the step is to say when each round began and ended.
+    rounds: Option<Rounds>,
+}
+
+/// How often what watches is started, and how often the work is done in each of its runs.
+#[derive(Deserialize)]
+struct Rounds {
+    starts: u64,
+    each: u32,
 }
 
 /// This binary for any process: in one that has not begun it yet, `/proc/self/exe` is another.
@@ -67,7 +73,7 @@ pub(crate) fn read(cpus: usize, only: &str) -> Result<Vec<Step>> {
 
 impl Step {
     pub(crate) fn run(&self, guest: &mut Guest) -> Result<Outcome> {
-        let Some(mut work) = self.work(guest)? else {
+        let Some(work) = self.work(guest)? else {
             return Ok(Outcome::Skipped(
                 "this kernel was not built with the module".into(),
             ));
@@ -75,20 +81,11 @@ impl Step {
         if self.bench {
             rounds::settle()?;
         }
-        if let Some(rounds) = self.rounds {
-            let [began, count] = [rounds::now().as_nanos().to_string(), rounds.to_string()];
-            let clock = [INIT, rounds::NAME, CLOCK, &began, &count, "--"];
-            work.splice(..0, clock.map(str::to_owned));
-        }
         kernel_log()?;
-        let done = match &self.level {
-            Some(level) => self.recorded(guest, level, &work),
-            None => self.watched(guest, work),
+        let done = match &self.rounds {
+            Some(rounds) => self.in_rounds(guest, rounds, &work),
+            None => self.once(guest, &work),
         };
-        if let Ok(times) = std::fs::read_to_string(CLOCK) {
-            guest.artefact(&format!("{}.clock", self.name), times.as_bytes())?;
-            std::fs::remove_file(CLOCK)?;
-        }
         // What the kernel said matters most when the work failed.
         let log = kernel_log()?;
         guest.artefact(&format!("{}.log", self.name), &log)?;
@@ -99,6 +96,31 @@ impl Step {
             }
         }
         done.map(|()| Outcome::Passed)
+    }
+
+    fn once(&self, guest: &mut Guest, work: &[String]) -> Result<()> {
+        match &self.level {
+            Some(level) => self.recorded(guest, level, work),
+            None => self.watched(guest, work),
+        }
+    }
+
+    /// Begins again and again, and says when.
+    fn in_rounds(&self, guest: &mut Guest, rounds: &Rounds, work: &[String]) -> Result<()> {
+        let mut shape = Shape::new(rounds.starts)?;
+        let mut times = String::new();
+        for start in 0..rounds.starts {
+            shape.change()?;
+            let began = rounds::now().as_nanos();
+            let numbers = [began, rounds.each.into(), start.into()].map(|n| n.to_string());
+            let clock = [INIT, rounds::NAME, CLOCK].map(str::to_owned);
+            let end = ["--".to_owned()];
+            let work = [&clock[..], &numbers, &end, work].concat();
+            self.once(guest, &work)?;
+            times += &std::fs::read_to_string(CLOCK)?;
+            std::fs::remove_file(CLOCK)?;
+        }
+        guest.artefact(&format!("{}.clock", self.name), times.as_bytes())
     }
 
     /// The command that does the work; nothing where the kernel lacks the module.
@@ -138,12 +160,12 @@ impl Step {
     }
 
     /// Runs the work alone, or in what is to be run around it.
-    fn watched(&self, guest: &mut Guest, work: Vec<String>) -> Result<()> {
+    fn watched(&self, guest: &mut Guest, work: &[String]) -> Result<()> {
         let mut words = self.around.clone();
         if self.as_one_word {
             words.push(work.join(" "));
         } else {
-            words.extend(work);
+            words.extend_from_slice(work);
         }
         let (program, args) = words.split_first().context("an empty command")?;
         let mut command = std::process::Command::new(program);

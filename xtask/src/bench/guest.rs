@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use statrs::statistics::Statistics as _;
 
 use super::{
     accuracy::Tool,
@@ -319,7 +320,7 @@ impl Sent {
 
 /// The clock around a load, in nanoseconds.
 struct Times {
-    /// From the start of what watches to that of the load.
+    /// From the start of what watches to that of the load, in the mean.
     ready: f64,
     rounds: Vec<f64>,
 }
@@ -330,11 +331,14 @@ impl Times {
             let (began, ended) = line.split_once(' ')?;
             Some(ended.parse::<f64>().ok()? - began.parse::<f64>().ok()?)
         });
-        let spans: Vec<_> = spans.collect::<Option<_>>()?;
-        let (ready, rounds) = spans.split_first()?;
-        Some(Self {
-            ready: *ready,
-            rounds: rounds.to_vec(),
+        let spans: Vec<f64> = spans.collect::<Option<_>>()?;
+        let starts = spans.chunks(1 + rows::ROUNDS_OF_START as usize);
+        let starts: Vec<_> = starts.filter_map(|spans| spans.split_first()).collect();
+        let ready: Vec<_> = starts.iter().map(|(ready, _)| **ready).collect();
+        let rounds = starts.iter().flat_map(|(_, rounds)| rounds.iter().copied());
+        (!ready.is_empty()).then(|| Self {
+            ready: (&ready).mean(),
+            rounds: rounds.collect(),
         })
     }
 }
@@ -344,9 +348,13 @@ mod tests {
     use super::*;
 
     fn clock() -> String {
-        (0..=rows::ROUNDS)
-            .map(|round| format!("{round} {}\n", round + 4_000_000))
-            .collect()
+        let start = |start: u32| {
+            let ready = format!("{start} {}\n", start + 3_000_000 + start * 2_000_000);
+            let rounds =
+                (0..rows::ROUNDS_OF_START).map(|round| format!("{round} {}\n", round + 4_000_000));
+            ready + &rounds.collect::<String>()
+        };
+        (0..rows::STARTS).map(start).collect()
     }
 
     #[test]
@@ -367,7 +375,8 @@ mod tests {
         };
         let measured = sent.measured(false);
         assert_eq!(measured.per_op(), Some(2000.0));
-        assert_eq!(measured.ready_s, Some(0.004));
+        // 3, 5, 7 and 9 ms.
+        assert_eq!(measured.ready_s, Some(0.006));
     }
 
     #[test]

@@ -7,8 +7,12 @@ use serde_json::{Value, json};
 
 use super::scripts::{self, Hooks};
 
-/// How often the load is run in a boot, each time from another state of the kernel.
-pub(crate) const ROUNDS: u32 = 48;
+/// How often what watches is started in a boot, and the load is run in each of its runs, each time from
+/// another state of the kernel.
+pub(crate) const STARTS: u32 = 4;
+pub(crate) const ROUNDS_OF_START: u32 = 12;
+/// How often the load is run.
+pub(crate) const ROUNDS: u32 = STARTS * ROUNDS_OF_START;
 
 /// Loops of `fix_size_alloc_test` in a round; each is one vmalloc and one vfree. The kernel purges
 /// lazily freed areas after 4096 of them, and loading the module did it before: each round has its
@@ -189,7 +193,8 @@ impl Row {
 
     /// The step of a guest's script that measures it.
     pub(crate) fn step(&self, name: &str, kernel: &str, has_module: bool) -> Value {
-        let mut step = json!({ "name": name, "cpus": 1, "bench": true, "rounds": ROUNDS });
+        let mut step = json!({ "name": name, "cpus": 1, "bench": true,
+            "rounds": { "starts": STARTS, "each": ROUNDS_OF_START } });
         if has_module {
             step["module"] = json!("test_vmalloc");
             step["parameters"] = json!([

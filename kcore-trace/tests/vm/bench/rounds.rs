@@ -1,14 +1,14 @@
 //! A load in several rounds, each from another state of the kernel, and when each began and ended.
 //!
-//! In: a file's path, when whatever is around this was started, a number and a command. Out: the
-//! file, with a line for the time until here and one for each round: nanoseconds of
-//! CLOCK_MONOTONIC, the clock that all processes share, at its beginning and its end. What stands before this wrapper in a command line is thereby timed from outside, each tool in the
-//! same way.
+//! In: a file's path, when whatever is around this was started, a number of rounds, another for the shapes,
+//! and a command. Out: the file, with a line for the time until here and one for each round: nanoseconds of
+//! CLOCK_MONOTONIC, the clock that all processes share, at its beginning and its end. What stands before
+//! this wrapper in a command line is thereby timed from outside, each tool in the same way.
 //!
 //! What one vmalloc costs depends on the shape of the trees of areas: a level more is 28
 //! instructions. Whatever watches has areas too, and a single one can take two levels off. So each
-//! round first changes the shape, and what is compared is the mean over many. The changes are the
-//! same in every boot.
+//! round first changes the shape, as does each start of what watches, since where its areas come to lie
+//! is decided then. What is compared is the mean over many. The changes are the same in every boot.
 
 use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ pub(super) fn run(wrapped: &Wrapped) -> Result<u8> {
     let path = wrapped.argument(0)?;
     let mut lines = format!("{} {}\n", wrapped.argument(1)?, now().as_nanos());
     let rounds: u32 = wrapped.argument(2)?.parse()?;
-    let mut shape = Shape::new()?;
+    let mut shape = Shape::new(wrapped.argument(3)?.parse()?)?;
     for _ in 0..rounds {
         shape.change()?;
         let began = now();
@@ -69,7 +69,7 @@ const NEVER_CALLED: [&str; 24] = [
 ];
 
 /// Areas that are there besides those of the load and of what watches.
-struct Shape {
+pub(crate) struct Shape {
     empty: Empty,
     maps: Vec<OwnedFd>,
     programs: Vec<Attached>,
@@ -79,17 +79,18 @@ struct Shape {
 impl Shape {
     const MOST_MAPS: u64 = 300;
 
-    fn new() -> Result<Self> {
+    /// None yet; `first` begins the sequence of changes.
+    pub(crate) fn new(first: u64) -> Result<Self> {
         Ok(Self {
             empty: Empty::new(NEVER_CALLED.into_iter())?,
             maps: Vec::new(),
             programs: Vec::new(),
-            random: 1,
+            random: first,
         })
     }
 
     /// Frees some areas here and there, and makes others.
-    fn change(&mut self) -> Result<()> {
+    pub(crate) fn change(&mut self) -> Result<()> {
         let freed = self.below(self.maps.len() as u64 + 1);
         for _ in 0..freed {
             let index = self.below(self.maps.len() as u64) as usize;
