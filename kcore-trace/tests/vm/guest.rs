@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{bench, load, reference, script, session, stuck};
+use crate::{bench, load, reference, script, session, stuck, tool};
 
 /// The first argument that makes this binary the command-line tool: a case runs
 /// `/proc/self/exe kcore-trace record …`.
@@ -360,10 +360,14 @@ fn native(cases: &[Case], filter: String) -> ExitCode {
         artefacts: None,
         step: String::new(),
     };
-    if guest.run(cases, |case| case.needs.native) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    let passed = guest.run(cases, |case| case.needs.native);
+    match tool::remove_files() {
+        Ok(()) if passed => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

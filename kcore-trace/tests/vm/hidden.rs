@@ -12,6 +12,8 @@ use std::ptr::null;
 
 use anyhow::{Context as _, Result};
 
+use crate::tool;
+
 const SYMBOLS: &CStr = c"/proc/kallsyms";
 
 /// Hides variables from a command.
@@ -31,7 +33,7 @@ pub(crate) fn hide_variables(command: &mut Command) -> Result<()> {
         .filter(is_text)
         .flat_map(|line| [line, "\n"])
         .collect();
-    let path = std::env::temp_dir().join("functions");
+    let path = tool::files()?.join("functions");
     fs::write(&path, functions).context("failed to write the symbols of functions")?;
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: between fork and exec there are system calls only.

@@ -143,7 +143,7 @@ impl Step {
     }
 
     fn recorded(&self, guest: &mut Guest, level: &str, work: &[String]) -> Result<()> {
-        let path = tool::fresh(&self.name);
+        let path = tool::fresh(&self.name)?;
         let file = path.to_str().context("a path that is not UTF-8")?;
         let mut args = vec!["record", "-o", file, "--level", level];
         args.extend(self.record.iter().map(String::as_str));

@@ -66,7 +66,7 @@ pub(crate) fn end() -> Result<()> {
 
 impl Session {
     fn start(flags: Flags) -> Result<Self> {
-        let recording = tool::fresh("session");
+        let recording = tool::fresh("session")?;
         let said = recording.with_extension("said");
         let path = recording.to_str().context("a path that is not UTF-8")?;
         // What measuring costs under emulation says nothing.

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::load as load_module;
 use crate::{guest, reference, session, stuck};
@@ -71,11 +72,33 @@ pub(crate) fn json(args: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("{args:?}: no JSON"))
 }
 
+/// The folder of what cases leave behind.
+static FILES: Mutex<Option<TempDir>> = Mutex::new(None);
+
+/// A folder for files, which [`remove_files`] removes.
+pub(crate) fn files() -> Result<PathBuf> {
+    let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = match files.take() {
+        Some(folder) => folder,
+        None => tempfile::tempdir().context("failed to create a folder for files")?,
+    };
+    Ok(files.insert(folder).path().to_owned())
+}
+
+/// Leaves this machine as it was.
+pub(crate) fn remove_files() -> Result<()> {
+    let files = FILES.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let removed = files.map(TempDir::close).transpose();
+    removed
+        .map(drop)
+        .context("failed to remove the files of the cases")
+}
+
 /// A file for a recording, which is not there yet.
-pub(crate) fn fresh(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("{name}-{}.kct", std::process::id()));
+pub(crate) fn fresh(name: &str) -> Result<PathBuf> {
+    let path = files()?.join(format!("{name}.kct"));
     std::fs::remove_file(&path).ok();
-    path
+    Ok(path)
 }
 
 /// What a recording says.

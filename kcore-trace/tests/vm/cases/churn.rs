@@ -378,7 +378,7 @@ pub(crate) fn tracepoint_places(_: &mut Guest) -> Result<Outcome> {
         );
         return Ok(Outcome::Passed);
     }
-    let path = tool::fresh("by-place");
+    let path = tool::fresh("by-place")?;
     let file = path.to_str().context("not UTF-8")?;
     let record = ["record", "-o", file, "-i", "100ms", "--max-overhead", "off"];
     let mut recorder = tool::command(&[&record[..], TRACEPOINT].concat());

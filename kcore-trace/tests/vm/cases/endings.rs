@@ -1,9 +1,11 @@
 //! How a recording can end, and that what was measured is there.
 
+use std::ffi::CString;
 use std::io::{self, BufRead as _, BufReader};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::thread::sleep;
@@ -83,7 +85,7 @@ fn ends_well(child: Child) -> Result<()> {
 }
 
 pub(crate) fn killed(_: &mut Guest) -> Result<Outcome> {
-    let path = tool::fresh("killed");
+    let path = tool::fresh("killed")?;
     let Some(child) = recorder(&path, &["-i", "100ms"])? else {
         return no_tracepoints();
     };
@@ -109,7 +111,7 @@ pub(crate) fn killed(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn interrupted(_: &mut Guest) -> Result<Outcome> {
-    let path = tool::fresh("interrupted");
+    let path = tool::fresh("interrupted")?;
     let Some(child) = recorder(&path, &["-i", "100ms"])? else {
         return no_tracepoints();
     };
@@ -126,7 +128,7 @@ pub(crate) fn interrupted(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn hung_up(_: &mut Guest) -> Result<Outcome> {
-    let path = tool::fresh("hung-up");
+    let path = tool::fresh("hung-up")?;
     // As `nohup` does.
     let Some(child) = hangup_ignored(|| recorder(&path, &["-i", "100ms"]))? else {
         return no_tracepoints();
@@ -153,7 +155,7 @@ fn hangup_ignored<T>(start: impl FnOnce() -> T) -> T {
 }
 
 pub(crate) fn unheard(_: &mut Guest) -> Result<Outcome> {
-    let path = tool::fresh("unheard");
+    let path = tool::fresh("unheard")?;
     let Some(mut child) = recorder(&path, &["-i", "100ms"])? else {
         return no_tracepoints();
     };
@@ -166,34 +168,41 @@ pub(crate) fn unheard(_: &mut Guest) -> Result<Outcome> {
 }
 
 /// A file system of a few pages, unmounted when it goes.
-struct SmallDisk(&'static std::ffi::CStr);
+struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     fn mount() -> Result<Self> {
-        let at = c"/tmp/kcore-trace-small-disk";
-        fs::create_dir_all(at.to_str()?)?;
+        let folder = tool::files()?.join("small-disk");
+        fs::create_dir_all(&folder)?;
+        let at = c_string(&folder)?;
         let (none, tmpfs, size) = (c"none".as_ptr(), c"tmpfs".as_ptr(), c"size=32k".as_ptr());
-        // SAFETY: all strings are static.
+        // SAFETY: all strings live until the call returns.
         let failed = unsafe { libc::mount(none, at.as_ptr(), tmpfs, 0, size.cast()) } != 0;
         ensure!(
             !failed,
             "failed to mount a small disk: {}",
             std::io::Error::last_os_error()
         );
-        Ok(Self(at))
+        Ok(Self(folder))
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // SAFETY: the string is static. A disk that stays is the smaller harm.
-        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+        // A disk that stays is the smaller harm.
+        let Ok(at) = c_string(&self.0) else { return };
+        // SAFETY: the string lives until the call returns.
+        unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
     }
+}
+
+fn c_string(path: &Path) -> Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
 pub(crate) fn full_disk(_: &mut Guest) -> Result<Outcome> {
     let disk = SmallDisk::mount()?;
-    let path = Path::new(disk.0.to_str()?).join("full.kct");
+    let path = disk.0.join("full.kct");
     let Some(child) = recorder(&path, &["-i", "10ms", "-d", "30s"])? else {
         return no_tracepoints();
     };
@@ -267,7 +276,7 @@ pub(crate) fn forwarded_in_terminal(_: &mut Guest) -> Result<Outcome> {
         return no_tracepoints();
     }
     session::end()?;
-    let path = tool::fresh("terminal");
+    let path = tool::fresh("terminal")?;
     let file = path.to_string_lossy();
     let record = ["record", "-i", "100ms", "-o", &file];
     let args = [record.as_slice(), &QUICK, &["--"], &ENDLESS].concat();
@@ -282,7 +291,7 @@ pub(crate) fn forwarded_in_terminal(_: &mut Guest) -> Result<Outcome> {
 
 pub(crate) fn full_disk_with_command(_: &mut Guest) -> Result<Outcome> {
     let disk = SmallDisk::mount()?;
-    let path = Path::new(disk.0.to_str()?).join("full.kct");
+    let path = disk.0.join("full.kct");
     let flags = ["-i", "10ms", "--"];
     let Some(mut child) = recorder(&path, &[flags.as_slice(), &ENDLESS].concat())? else {
         return no_tracepoints();
@@ -304,7 +313,7 @@ pub(crate) fn full_disk_with_command(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn forwarded(_: &mut Guest) -> Result<Outcome> {
-    let path = tool::fresh("forwarded");
+    let path = tool::fresh("forwarded")?;
     let args = [["-i", "100ms", "--"].as_slice(), &ENDLESS].concat();
     let Some(child) = recorder(&path, &args)? else {
         return no_tracepoints();

@@ -18,7 +18,7 @@ const EVERYTHING: &str = "100%";
 /// Records whatever happens until the level has changed so often. Attaching takes as long as it does
 /// under emulation.
 fn recorded(limit: &str, more: &[&str], changes: usize) -> Result<Report> {
-    let path = tool::fresh("guard");
+    let path = tool::fresh("guard")?;
     let file = path.to_string_lossy();
     let args = ["record", "--max-overhead", limit, "-o", &file];
     let mut child = tool::start(&[&args, more].concat())?;

@@ -360,7 +360,7 @@ pub(crate) fn left_out(_: &mut Guest) -> Result<Outcome> {
         purposes.contains(&purpose)
     });
     ensure!(inside.is_none(), "{inside:?}");
-    let path = tool::fresh("outside");
+    let path = tool::fresh("outside")?;
     let file = path.to_str().context("a path that is not UTF-8")?;
     let load = [
         tool::EXE,

@@ -32,7 +32,7 @@ fn facts() -> Result<String> {
     if let Some(path) = FACTS.get() {
         return Ok(path.clone());
     }
-    let path = tool::fresh("facts");
+    let path = tool::fresh("facts")?;
     let path = path.to_str().context("a path that is not UTF-8")?;
     let output = tool::run(&["plan", "--save-facts", path])?;
     ensure!(output.status.success(), "{}", tool::complaint(&output));

@@ -12,7 +12,7 @@ use crate::tool;
 
 pub(crate) fn no_capability(_: &mut Guest) -> Result<Outcome> {
     const NOBODY: u32 = 65534;
-    let path = tool::fresh("nobody");
+    let path = tool::fresh("nobody")?;
     let args = [
         "record",
         "-d",
@@ -36,7 +36,7 @@ pub(crate) fn no_capability(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn no_command(_: &mut Guest) -> Result<Outcome> {
-    let path = tool::fresh("no-command");
+    let path = tool::fresh("no-command")?;
     let output = tool::run(&[
         "record",
         "-o",
@@ -59,7 +59,7 @@ pub(crate) fn no_interpreter(_: &mut Guest) -> Result<Outcome> {
     if !endings::has_tracepoints()? {
         return endings::no_tracepoints();
     }
-    let (path, script) = (tool::fresh("kept"), tool::fresh("script"));
+    let (path, script) = (tool::fresh("kept")?, tool::fresh("script")?);
     std::fs::write(&path, "precious")?;
     std::fs::write(&script, "#!/no/such/interpreter\n")?;
     std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
@@ -78,7 +78,7 @@ pub(crate) fn no_interpreter(_: &mut Guest) -> Result<Outcome> {
 }
 
 pub(crate) fn no_force(_: &mut Guest) -> Result<Outcome> {
-    let path = tool::fresh("there");
+    let path = tool::fresh("there")?;
     std::fs::write(&path, "precious")?;
     let output = tool::run(&[
         "record",
