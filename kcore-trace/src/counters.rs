@@ -20,7 +20,7 @@ use kcore_trace_ebpf::layout::{
     RareCounters, ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, miss,
     node, state,
 };
-use kcore_trace_ebpf::words::{Destination, Op, cell};
+use kcore_trace_ebpf::words::{Op, cell};
 
 use crate::histograms::{Expected, Histograms};
 use crate::host::cpu_ids;
@@ -260,31 +260,24 @@ impl Counters {
 
     /// What happened inside the holds of each cell; nothing where it is not looked at.
     pub fn inside(&self) -> impl Iterator<Item = (usize, InsideCounters)> {
-        self.inside
-            .values()
-            .take(self.inside_len(cell::COUNT))
-            .enumerate()
+        self.inside.values().enumerate()
     }
 
     /// Reads by destination; nothing where they are not looked at.
     pub fn copies(&self) -> impl Iterator<Item = (usize, CopyCounters)> {
-        self.copies
-            .values()
-            .take(self.inside_len(Destination::COUNT))
-            .enumerate()
+        self.copies.values().enumerate()
     }
 
     /// How many rows of readers there are.
     pub fn reader_count(&self) -> usize {
-        self.inside_len(self.readers.len())
+        self.readers.len()
     }
 
     /// The longest waits of each CPU, as far as none is being written; nothing where they are not
     /// looked at. The stacks of waiter and holder are zeros where they are not kept.
     pub fn worst(&self) -> impl Iterator<Item = (WorstWait, [Stack; 2])> {
-        let tables = self.worst.iter().take(self.inside_len(self.looked_at));
+        let tables = self.worst.iter().take(self.looked_at);
         let whole = tables.enumerate().filter_map(|(cpu, table)| {
-            // Where none are kept, the map has one value for all.
             let stacks = self.worst_stacks.at(cpu);
             // SAFETY: values of the maps, plain integers; the index is inside the array.
             unsafe {
@@ -323,11 +316,6 @@ impl Counters {
         let table = self.audit.at(cpu)?;
         // SAFETY: a value of the map, plain integers.
         (index < AUDIT_STACKS).then(|| unsafe { read_volatile(&raw const (*table).stacks[index]) })
-    }
-
-    fn inside_len(&self, len: usize) -> usize {
-        // Where nothing is looked at, each of these maps has one value.
-        if self.inside.len() > 1 { len } else { 0 }
     }
 
     /// A row of readers; nothing if it is going to another owner at this moment.

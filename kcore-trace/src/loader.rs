@@ -89,6 +89,8 @@ pub(crate) fn enable_statistics() -> Result<OwnedFd> {
     )
 }
 
+/// What programs log goes through it; aya names it.
+const LOGS: &str = "AYA_LOGS";
 /// The section of the programs with the text ranges of the vmalloc functions.
 const SITE_RANGES: &str = ".bss.sites";
 
@@ -580,28 +582,39 @@ fn load_object(
     addresses: &Addresses,
 ) -> Result<Ebpf> {
     let cpus = possible_ids(facts);
-    // A map has one entry at least.
-    let node_counters = (cpus * constants.nodes[node::COUNTERS] as u32).max(1);
-    let blame_rows = match constants.knows_holders() {
-        true => cpus * blame::ROWS as u32,
-        false => 1,
-    };
     let sees_inside = constants.flags[flag::INSIDE] != 0;
-    let inside = |entries| if sees_inside { entries } else { 1 };
-    let with = |flag: usize| match constants.flags[flag] {
-        0 => 1,
-        _ => cpus,
-    };
-    let holder_stacks = match constants.flags[flag::STACKS] {
-        0 => 1,
-        _ => HOLDER_STACKS as u32,
-    };
+    let log_level = diagnostics::kernel_level();
+    let of_nodes = cpus * constants.nodes[node::COUNTERS] as u32;
+    // How many values an array has; none, if it is not there for this plan.
+    let when = |is_used: bool, entries: u32| is_used.then_some(entries);
+    let with = |flag: usize, entries| when(constants.flags[flag] != 0, entries);
+    let arrays = [
+        ("TASKS", Some(slots(cpus))),
+        ("COUNTERS", Some(cpus)),
+        ("CELLS", Some(cpus * cell::COUNT as u32)),
+        ("RARE", Some(cpus * cell::COUNT as u32)),
+        ("HISTS", Some(cpus * HISTOGRAMS * bucket::OCTAVES as u32)),
+        ("NODE_COUNTERS", when(of_nodes > 0, of_nodes)),
+        (
+            "BLAME",
+            when(constants.knows_holders(), cpus * blame::ROWS as u32),
+        ),
+        ("INSIDE", when(sees_inside, cell::COUNT as u32)),
+        ("COPIES", when(sees_inside, Destination::COUNT as u32)),
+        ("READERS", when(sees_inside, READERS + Source::COUNT as u32)),
+        ("WORST", when(sees_inside, cpus)),
+        ("WORST_STACKS", with(flag::STACKS, cpus)),
+        ("HOLDER_STACKS", with(flag::STACKS, HOLDER_STACKS as u32)),
+        ("AUDIT", with(flag::AUDIT, cpus)),
+    ];
     if let Some(variable) = constants.preempt_count {
         object.name_variable(audit::VARIABLE, variable);
     }
     object.replace_constants(|mark| constants.value(mark));
     object.replace_numbers(|mark| constants.number(mark));
-    let log_level = diagnostics::kernel_level();
+    if log_level == 0 {
+        object.leave_out_map(LOGS)?;
+    }
     // From here on it borrows the constants.
     let mut loader: EbpfLoader<'_> = loader;
     loader
@@ -609,21 +622,14 @@ fn load_object(
         .btf(None)
         .override_global("ACQUIRE", &addresses.acquire, true)
         .override_global("READS", &constants.reads, true)
-        .override_global("AYA_LOG_LEVEL", &log_level, true)
-        .map_max_entries("TASKS", slots(cpus))
-        .map_max_entries("COUNTERS", cpus)
-        .map_max_entries("CELLS", cpus * cell::COUNT as u32)
-        .map_max_entries("RARE", cpus * cell::COUNT as u32)
-        .map_max_entries("NODE_COUNTERS", node_counters)
-        .map_max_entries("BLAME", blame_rows)
-        .map_max_entries("HISTS", cpus * HISTOGRAMS * bucket::OCTAVES as u32)
-        .map_max_entries("INSIDE", inside(cell::COUNT as u32))
-        .map_max_entries("COPIES", inside(Destination::COUNT as u32))
-        .map_max_entries("READERS", inside(READERS + Source::COUNT as u32))
-        .map_max_entries("WORST", inside(cpus))
-        .map_max_entries("WORST_STACKS", with(flag::STACKS))
-        .map_max_entries("HOLDER_STACKS", holder_stacks)
-        .map_max_entries("AUDIT", with(flag::AUDIT))
+        .override_global("AYA_LOG_LEVEL", &log_level, true);
+    for (name, entries) in arrays {
+        match entries {
+            Some(entries) => _ = loader.map_max_entries(name, entries),
+            None => object.leave_out_map(name)?,
+        }
+    }
+    loader
         .load(object.bytes())
         .context("failed to create the maps")
 }

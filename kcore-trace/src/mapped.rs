@@ -12,6 +12,7 @@ use std::ptr::{NonNull, null_mut, read_volatile};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::Map;
+use aya_obj::generated::BPF_F_MMAPABLE;
 
 /// Values of the contract that are integers only: any bytes are one.
 ///
@@ -24,16 +25,21 @@ pub(crate) unsafe trait Plain {}
 pub(crate) struct Mapped<T> {
     first: NonNull<T>,
     len: usize,
-    _memory: Memory,
+    /// Nothing of an array that was left out.
+    _memory: Option<Memory>,
 }
 
 impl<T: Plain> Mapped<T> {
+    /// All of it; empty, if it was left out.
     pub(crate) fn new(object: &Ebpf, name: &str) -> Result<Self> {
         let whole = array(object, name).and_then(|(fd, elements)| {
-            let memory = Memory::new(fd, 0, elements as usize * size_of::<T>())?;
+            let len = elements as usize;
+            let memory = (len > 0).then(|| Memory::new(fd, 0, len * size_of::<T>()));
+            let memory = memory.transpose()?;
+            let first = memory.as_ref().map(|memory| memory.first.cast());
             Ok(Self {
-                first: memory.first.cast(),
-                len: elements as usize,
+                first: first.unwrap_or(NonNull::dangling()),
+                len,
                 _memory: memory,
             })
         });
@@ -94,9 +100,9 @@ const OPEN: usize = 256;
 impl<T: Plain> Groups<T> {
     pub(crate) fn new(object: &Ebpf, name: &'static str, cpus: usize) -> Result<Self> {
         let (fd, elements) = array(object, name)?;
-        let groups = (elements as usize).div_ceil(cpus);
+        let groups = elements as usize / cpus;
         let together = match elements as usize * size_of::<T>() {
-            ..=SMALL_BYTES => groups,
+            ..=SMALL_BYTES => groups.max(1),
             _ => WINDOW_BYTES.div_ceil(cpus * size_of::<T>()),
         };
         let map = fd.try_clone_to_owned();
@@ -105,7 +111,7 @@ impl<T: Plain> Groups<T> {
         let mut array = Self {
             map: map.with_context(|| format!("failed to keep `{name}`"))?,
             name,
-            cpus: cpus.min(elements as usize),
+            cpus,
             groups,
             together,
             windows,
@@ -119,7 +125,7 @@ impl<T: Plain> Groups<T> {
     /// Makes a group readable.
     pub(crate) fn map(&mut self, group: usize) -> Result<()> {
         let number = group / self.together;
-        // Where nothing is counted the array has one value.
+        // An array that was left out has no groups.
         let Some(window) = self.windows.get_mut(number) else {
             return Ok(());
         };
@@ -210,12 +216,17 @@ impl Drop for Memory {
     }
 }
 
-/// The descriptor of an array and its number of elements.
+/// The descriptor of an array and its number of elements: of one that was left out none, for it cannot be
+/// mapped.
 fn array<'a>(object: &'a Ebpf, name: &str) -> Result<(BorrowedFd<'a>, u32)> {
     let Some(Map::Array(map)) = object.map(name) else {
         anyhow::bail!("the object has no array `{name}`");
     };
-    let elements = map.info().map(|info| info.max_entries());
-    let elements = elements.with_context(|| format!("failed to ask for the size of `{name}`"))?;
+    let info = map.info();
+    let info = info.with_context(|| format!("failed to ask for the size of `{name}`"))?;
+    let elements = match info.map_flags() & BPF_F_MMAPABLE {
+        0 => 0,
+        _ => info.max_entries(),
+    };
     Ok((map.fd().as_fd(), elements))
 }

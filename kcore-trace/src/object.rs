@@ -3,17 +3,20 @@
 //! In: which programs are wanted, and what the constants are that they are compiled against. Out: the
 //! bytes of an object that has those programs alone. Who loads an object links every program in it, and
 //! a plan names a tenth of them.
-//! Invariant: nothing changes but instructions of wanted programs and what sections there are.
+//! Invariant: nothing changes but instructions of wanted programs, what sections there are, and the
+//! definitions of maps that no instruction comes to use.
 
+use std::collections::HashMap;
 use std::mem::offset_of;
 use std::ops::Range;
 use std::str;
 
 use anyhow::{Context as _, Result};
-use aya_obj::generated::BPF_PSEUDO_BTF_ID;
+use aya_obj::generated::{BPF_PSEUDO_BTF_ID, bpf_map_type::BPF_MAP_TYPE_ARRAY};
+use aya_obj::maps::bpf_map_def;
 use object::LittleEndian as Little;
-use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_NULL, SectionHeader64};
-use object::read::elf::{FileHeader as _, SectionHeader as _};
+use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_NULL, SHT_SYMTAB, SectionHeader64};
+use object::read::elf::{FileHeader as _, SectionHeader as _, Sym as _};
 
 /// What the build made of the programs. Each has a section of its own, named by its kind and itself.
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
@@ -23,6 +26,8 @@ pub(crate) struct Object {
     bytes: Vec<u8>,
     /// Where instructions are.
     code: Vec<Range<usize>>,
+    /// Where maps are defined, by their names.
+    maps: HashMap<String, usize>,
 }
 
 impl Object {
@@ -53,7 +58,20 @@ impl Object {
                 code.push(start..start + data.len());
             }
         }
-        Ok(Self { bytes, code })
+        let mut maps = HashMap::new();
+        let symbols = sections.symbols(Little, object, SHT_SYMTAB)?;
+        for (index, symbol) in symbols.enumerate() {
+            let Some(section) = symbols.symbol_section(Little, symbol, index)? else {
+                continue;
+            };
+            let section = sections.section(section)?;
+            if sections.section_name(Little, section)? == MAPS.as_bytes() {
+                let name = str::from_utf8(symbol.name(Little, symbols.strings())?)?;
+                let at = section.sh_offset(Little) + symbol.st_value(Little);
+                maps.insert(name.to_owned(), at as usize);
+            }
+        }
+        Ok(Self { bytes, code, maps })
     }
 
     /// For who loads it.
@@ -70,6 +88,29 @@ impl Object {
                 set_immediate(instruction, variable.into());
             }
         });
+    }
+
+    /// Has as little as there can be in the place of a map that programs name in instructions they never
+    /// come to: one value, which nobody can map. What can be mapped is an area of vmalloc each, among which
+    /// the kernel looks for others.
+    ///
+    /// # Errors
+    ///
+    /// There is no such map.
+    pub(crate) fn leave_out_map(&mut self, name: &str) -> Result<()> {
+        let at = self.maps.get(name);
+        let at = *at.with_context(|| format!("the programs have no map `{name}`"))?;
+        let definition = self.bytes.get_mut(at..at + size_of::<bpf_map_def>());
+        let definition = definition.context("the definition of a map is cut off")?;
+        let mut set = |at: usize, value: u32| {
+            definition[at..at + size_of::<u32>()].copy_from_slice(&value.to_le_bytes());
+        };
+        set(offset_of!(bpf_map_def, map_type), BPF_MAP_TYPE_ARRAY as u32);
+        set(offset_of!(bpf_map_def, key_size), size_of::<u32>() as u32);
+        set(offset_of!(bpf_map_def, value_size), size_of::<u64>() as u32);
+        set(offset_of!(bpf_map_def, max_entries), 1);
+        set(offset_of!(bpf_map_def, map_flags), 0);
+        Ok(())
     }
 
     /// Has the programs load other constants, where there is another.
@@ -124,6 +165,9 @@ fn leave_out(header: &mut [u8]) {
     header[at..at + size_of_val(&SHT_NULL)].copy_from_slice(&SHT_NULL.to_le_bytes());
 }
 
+/// The section with the definitions of maps.
+const MAPS: &str = "maps";
+
 /// Bytes of an instruction: code and registers, offset, immediate.
 const INSTRUCTION_BYTES: usize = 8;
 /// Bytes of an instruction that loads a constant, which takes the room of two: the immediate of the
@@ -169,6 +213,25 @@ mod tests {
         for damaged in [&PROGRAMS[..0], &PROGRAMS[..100], &[7; 4096]] {
             assert!(Object::of(damaged, |_| true).is_err());
         }
+    #[test]
+    fn a_map_that_is_left_out_is_one_value_that_cannot_be_mapped() {
+        let mut object = Object::with(|_| false).unwrap();
+        let flags = |object: &Object, name: &str| {
+            let object = aya_obj::Object::parse(object.bytes()).unwrap();
+            let map = &object.maps[name];
+            (map.map_type(), map.max_entries(), map.map_flags())
+        };
+        let before = flags(&object, "CELLS");
+        assert_ne!(before.2, 0);
+        for name in ["AUDIT", "AYA_LOGS"] {
+            object.leave_out_map(name).unwrap();
+            let array = BPF_MAP_TYPE_ARRAY as u32;
+            assert_eq!(flags(&object, name), (array, 1, 0));
+        }
+        assert_eq!(flags(&object, "CELLS"), before);
+        assert!(object.leave_out_map("NO_MAP").is_err());
+    }
+
     }
 
     #[test]
@@ -189,6 +252,7 @@ mod tests {
         let named = |register: u8| load(register | 3 << 4, 42);
         let second = load(2, CONSTANT + 1);
         assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
+            maps: HashMap::new(),
         object.replace_constants(|constant| (constant == CONSTANT + 1).then_some(u64::MAX));
         let second = load(2, u64::MAX);
         assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
