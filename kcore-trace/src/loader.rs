@@ -14,7 +14,7 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader, Endianness, Pod};
+use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::bucket;
@@ -362,11 +362,15 @@ impl Session {
     }
 
     fn attach_all(&mut self, addresses: &Addresses) -> Result<()> {
-        let types = addresses.types.as_deref();
+        let programs = self.plan.programs.iter();
+        let (tracepoints, functions): (Vec<_>, Vec<_>) =
+            programs.partition(|hook| hook.attach == Attach::Tracepoint);
+        let [functions, tracepoints] = [functions, tracepoints]
+            .map(|hooks| hooks.iter().map(|hook| &*hook.target).collect::<Vec<_>>());
+        let types = addresses.types.as_ref();
         let btf = types
-            .map(|types| Btf::parse(types, Endianness::default()))
-            .transpose()
-            .context("failed to read the types that programs are attached by")?;
+            .map(|types| types.for_attaching(&functions, &tracepoints))
+            .transpose()?;
         let mut index = 0;
         while index < self.plan.programs.len() {
             let hook = self.plan.programs[index].clone();

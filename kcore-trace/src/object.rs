@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 use aya_obj::generated::{BPF_PSEUDO_BTF_ID, bpf_map_type::BPF_MAP_TYPE_ARRAY};
 use aya_obj::maps::bpf_map_def;
 use object::LittleEndian as Little;
-use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_NULL, SHT_SYMTAB, SectionHeader64};
+use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_NULL, SHT_SYMTAB};
 use object::read::elf::{FileHeader as _, SectionHeader as _, Sym as _};
 
 /// What the build made of the programs. Each has a section of its own, named by its kind and itself.
@@ -41,22 +41,33 @@ impl Object {
     }
 
     fn of(object: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Self> {
-        let mut bytes = object.to_vec();
+        // What is left out stays as the kernel gives memory: untouched.
+        let mut bytes = vec![0; object.len()];
         let mut code = Vec::new();
         let header = FileHeader64::<Little>::parse(object)?;
         let sections = header.sections(Little, object)?;
         let headers = header.e_shoff(Little) as usize;
+        let mut keep = |start: usize, kept: &[u8]| {
+            let place = bytes.get_mut(start..start + kept.len());
+            place.map(|place| place.copy_from_slice(kept))
+        };
+        keep(0, &object[..size_of_val(header)]);
         for (index, section) in sections.enumerate() {
             let name = str::from_utf8(sections.section_name(Little, section)?)?;
+            let mut section_header = *section;
             if program(name).is_some_and(|program| !wanted(program)) {
-                let header = headers + index.0 * size_of::<SectionHeader64<Little>>();
-                leave_out(&mut bytes[header..]);
-            } else if section.sh_flags(Little) & u64::from(SHF_EXECINSTR) != 0 {
-                let data = section.data(Little, object);
-                let data = data.ok().context("instructions are cut off")?;
+                // Nobody reads a section of no type.
+                section_header.sh_type.set(Little, SHT_NULL);
+            } else {
+                let data = section.data(Little, object)?;
                 let start = section.sh_offset(Little) as usize;
-                code.push(start..start + data.len());
+                keep(start, data);
+                if section.sh_flags(Little) & u64::from(SHF_EXECINSTR) != 0 {
+                    code.push(start..start + data.len());
+                }
             }
+            let at = headers + index.0 * size_of_val(section);
+            keep(at, object::bytes_of(&section_header));
         }
         let mut maps = HashMap::new();
         let symbols = sections.symbols(Little, object, SHT_SYMTAB)?;
@@ -77,17 +88,6 @@ impl Object {
     /// For who loads it.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
-    }
-
-    /// Has the programs load the address of a CPU's own variable, by its BTF id, where they load a constant
-    /// that stands for it.
-    pub(crate) fn name_variable(&mut self, constant: u64, variable: u32) {
-        self.each_constant(|loaded, instruction| {
-            if loaded == constant {
-                instruction[1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
-                set_immediate(instruction, variable.into());
-            }
-        });
     }
 
     /// Has as little as there can be in the place of a map that programs name in instructions they never
@@ -111,6 +111,17 @@ impl Object {
         set(offset_of!(bpf_map_def, max_entries), 1);
         set(offset_of!(bpf_map_def, map_flags), 0);
         Ok(())
+    }
+
+    /// Has the programs load the address of a CPU's own variable, by its BTF id, where they load a constant
+    /// that stands for it.
+    pub(crate) fn name_variable(&mut self, constant: u64, variable: u32) {
+        self.each_constant(|loaded, instruction| {
+            if loaded == constant {
+                instruction[1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
+                set_immediate(instruction, variable.into());
+            }
+        });
     }
 
     /// Has the programs load other constants, where there is another.
@@ -154,19 +165,13 @@ impl Object {
     }
 }
 
+/// The section with the definitions of maps.
+const MAPS: &str = "maps";
+
 /// The program whose instructions a section has, or how they are to be linked.
 fn program(section: &str) -> Option<&str> {
     section.split_once('/').map(|(_kind, program)| program)
 }
-
-/// Makes a section one of no type, by its header: nobody reads such a one.
-fn leave_out(header: &mut [u8]) {
-    let at = offset_of!(SectionHeader64<Little>, sh_type);
-    header[at..at + size_of_val(&SHT_NULL)].copy_from_slice(&SHT_NULL.to_le_bytes());
-}
-
-/// The section with the definitions of maps.
-const MAPS: &str = "maps";
 
 /// Bytes of an instruction: code and registers, offset, immediate.
 const INSTRUCTION_BYTES: usize = 8;
@@ -209,11 +214,6 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_object_are_an_error() {
-        for damaged in [&PROGRAMS[..0], &PROGRAMS[..100], &[7; 4096]] {
-            assert!(Object::of(damaged, |_| true).is_err());
-        }
-    #[test]
     fn a_map_that_is_left_out_is_one_value_that_cannot_be_mapped() {
         let mut object = Object::with(|_| false).unwrap();
         let flags = |object: &Object, name: &str| {
@@ -232,6 +232,11 @@ mod tests {
         assert!(object.leave_out_map("NO_MAP").is_err());
     }
 
+    #[test]
+    fn bytes_that_are_no_object_are_an_error() {
+        for damaged in [&PROGRAMS[..0], &PROGRAMS[..100], &[7; 4096]] {
+            assert!(Object::of(damaged, |_| true).is_err());
+        }
     }
 
     #[test]
@@ -247,12 +252,12 @@ mod tests {
         let mut object = Object {
             code: std::iter::once(0..code.len()).collect(),
             bytes: code,
+            maps: HashMap::new(),
         };
         object.name_variable(CONSTANT, 42);
         let named = |register: u8| load(register | 3 << 4, 42);
         let second = load(2, CONSTANT + 1);
         assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
-            maps: HashMap::new(),
         object.replace_constants(|constant| (constant == CONSTANT + 1).then_some(u64::MAX));
         let second = load(2, u64::MAX);
         assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));

@@ -1,16 +1,20 @@
 //! Questions to the kernel's BTF: does a function exist, with how many arguments, and where in a
 //! struct is a member.
 //!
-//! In: the bytes of /sys/kernel/btf/vmlinux. Out: an index of the names that were asked for, from
-//! one pass over the names and one over the types, of which a kernel has more than a hundred
-//! thousand: only those of a wanted name are looked into.
+//! In: the bytes of /sys/kernel/btf/vmlinux. Out: an index of the names that were asked for, from one pass
+//! over the types, of which a kernel has more than a hundred thousand: only those of a wanted name are
+//! looked into.
 //! Invariant: bytes that are not BTF are an error, never a panic.
 //! The format: `Documentation/bpf/btf.rst`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustc_hash::FxHashMap;
+use aya::Endianness;
+use aya_obj::btf::{BtfType, Func, FuncLinkage};
+use rustc_hash::FxHashSet;
+
+use super::sieve::{Sieve, first_word};
 
 /// Where the kernel shows its own types.
 pub const PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -54,6 +58,7 @@ pub struct Function {
 }
 
 /// A struct by its name.
+#[derive(Debug)]
 pub struct Struct {
     /// Size in bytes.
     pub size: u64,
@@ -62,7 +67,7 @@ pub struct Struct {
 }
 
 /// What was asked for, as far as this kernel has it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Btf {
     functions: HashMap<String, Function>,
     structs: HashMap<String, Struct>,
@@ -79,8 +84,7 @@ impl Btf {
     pub fn parse(bytes: &[u8], wanted: &HashSet<&str>) -> Result<Self> {
         let table = Table::parse(bytes)?;
         let mut btf = Self::default();
-        let names = table.offsets_of(wanted);
-        let types = table.types(&names)?;
+        let types = table.types(wanted)?;
         for (id, name) in &types.named {
             let (id, ty) = (*id, table.at(types.at[*id as usize - 1])?);
             match ty.kind {
@@ -143,42 +147,70 @@ impl Btf {
         self.typedefs.contains_key(name)
     }
 
-    /// The functions and typedefs that were asked for as BTF of their own, in which they have the
-    /// ids that the kernel knows them by.
+    /// Functions and tracepoints that were asked for, as types of aya's, with the ids that the kernel knows
+    /// them by; others than those are not looked for.
     ///
     /// Attaching a program looks for its target by going through all types and their names. There
     /// are more than a hundred thousand; here those that nobody looks for are nameless.
-    pub fn for_attaching(&self) -> Vec<u8> {
-        let functions = self.functions.iter().map(|(name, function)| {
-            // A function refers to its prototype, for which any type will do.
-            (function.id, (kind::FUNC, name))
+    ///
+    /// # Errors
+    ///
+    /// aya does not take them.
+    pub fn for_attaching(&self, functions: &[&str], tracepoints: &[&str]) -> Result<aya::Btf> {
+        let functions = functions.iter().filter_map(|&name| {
+            let id = self.function(name)?.id;
+            Some((id, (kind::FUNC, name.to_owned())))
         });
-        let typedefs = self
-            .typedefs
-            .iter()
-            .map(|(name, &id)| (id, (kind::TYPEDEF, name)));
-        let named: BTreeMap<u32, (u32, &String)> = functions.chain(typedefs).collect();
-        let last = named.keys().next_back().copied().unwrap_or(0);
-        let mut strings = vec![0u8];
-        let mut types = vec![entry(0, kind::FWD); last as usize];
-        for (id, (kind, name)) in named {
-            types[id as usize - 1] = entry(strings.len() as u32, kind);
-            strings.extend(name.bytes().chain([0]));
+        let typedefs = tracepoints.iter().filter_map(|tracepoint| {
+            let name = tracepoint_typedef(tracepoint);
+            Some((self.typedef(&name)?, (kind::TYPEDEF, name)))
+        });
+        let mut named: BTreeMap<u32, (u32, String)> = functions.collect();
+        let typedefs: BTreeMap<u32, (u32, String)> = typedefs.collect();
+        // A function can be added one by one, which takes less; a typedef comes with all before it.
+        let together = typedefs.keys().next_back().copied().unwrap_or(0);
+        named.extend(typedefs);
+        let later = named.split_off(&(together + 1));
+        let bytes = bytes_of(together, &named);
+        let mut types = aya::Btf::parse(&bytes, Endianness::default())
+            .context("failed to take types that programs are attached by")?;
+        let mut next = together + 1;
+        for (id, (_, name)) in later {
+            (next..id).for_each(|_| _ = types.add_type(BtfType::Unknown));
+            let name = types.add_string(&name);
+            types.add_type(BtfType::Func(Func::new(name, 0, FuncLinkage::Static)));
+            next = id + 1;
         }
-        let types = types.as_flattened();
-        let (types_length, strings_length) = (types.len() as u32, strings.len() as u32);
-        let mut bytes = MAGIC.to_le_bytes().to_vec();
-        bytes.extend([1, 0]);
-        for word in [24, 0, types_length, types_length, strings_length] {
-            bytes.extend(word.to_le_bytes());
-        }
-        bytes.extend(types);
-        bytes.extend(strings);
-        bytes
+        Ok(types)
     }
 }
 
-/// A type of which no more is told than its name and kind.
+/// The typedef that stands for a BTF tracepoint.
+pub(super) fn tracepoint_typedef(tracepoint: &str) -> String {
+    format!("btf_trace_{tracepoint}")
+}
+
+/// So many types, of which some have a kind and a name.
+fn bytes_of(count: u32, named: &BTreeMap<u32, (u32, String)>) -> Vec<u8> {
+    let mut strings = vec![0u8];
+    let mut types = vec![entry(0, kind::FWD); count as usize];
+    for (id, (kind, name)) in named {
+        types[*id as usize - 1] = entry(strings.len() as u32, *kind);
+        strings.extend(name.bytes().chain([0]));
+    }
+    let types = types.as_flattened();
+    let (types_length, strings_length) = (types.len() as u32, strings.len() as u32);
+    let mut bytes = MAGIC.to_le_bytes().to_vec();
+    bytes.extend([1, 0]);
+    for word in [24, 0, types_length, types_length, strings_length] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(types);
+    bytes.extend(strings);
+    bytes
+}
+
+/// A type of which no more is told than its name and kind: what it refers to may be any.
 fn entry(name: u32, kind: u32) -> [u8; 12] {
     let mut entry = [0; 12];
     entry[..4].copy_from_slice(&name.to_le_bytes());
@@ -219,27 +251,10 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// Where in the strings the wanted names are, ascending.
-    fn offsets_of<'w>(&self, wanted: &HashSet<&'w str>) -> Vec<(u32, &'w str)> {
-        // Asked for every name of the kernel.
-        let wanted: FxHashMap<&[u8], &str> =
-            wanted.iter().map(|name| (name.as_bytes(), *name)).collect();
-        let longest = wanted.keys().map(|name| name.len()).max().unwrap_or(0);
-        let mut found = Vec::new();
-        let mut start = 0;
-        for end in memchr::memchr_iter(0, self.strings) {
-            let name = &self.strings[start..end];
-            if (1..=longest).contains(&name.len())
-                && let Some(&name) = wanted.get(name)
-            {
-                found.push((start as u32, name));
-            }
-            start = end + 1;
-        }
-        found
-    }
-
-    fn types<'w>(&self, names: &[(u32, &'w str)]) -> Result<Types<'w>> {
+    fn types<'w>(&self, wanted: &HashSet<&'w str>) -> Result<Types<'w>> {
+        let sieve = Sieve::new(wanted.iter().map(|name| name.as_bytes()));
+        // A thousand names begin like those of the tracepoints.
+        let wanted: FxHashSet<&str> = wanted.iter().copied().collect();
         let mut types = Types {
             at: Vec::with_capacity(self.types.len() / 24),
             named: Vec::new(),
@@ -248,12 +263,20 @@ impl<'a> Table<'a> {
         while at < self.types.len() {
             let ty = self.at(at as u32)?;
             types.at.push(at as u32);
-            if let Ok(index) = names.binary_search_by_key(&ty.name, |(offset, _)| *offset) {
-                types.named.push((types.at.len() as u32, names[index].1));
+            if ty.name != 0
+                && sieve.passes(self.beginning_of(ty.name))
+                && let Some(&name) = self.name(ty.name).and_then(|name| wanted.get(name))
+            {
+                types.named.push((types.at.len() as u32, name));
             }
             at += 12 + extra_bytes(&ty)?;
         }
         Ok(types)
+    }
+
+    /// The first eight bytes of a name, and what follows a shorter one; zeros behind the last one.
+    fn beginning_of(&self, name: u32) -> u64 {
+        first_word(self.strings.get(name as usize..).unwrap_or_default())
     }
 
     /// The type whose first word is there.
@@ -340,13 +363,15 @@ fn word(bytes: &[u8], at: usize) -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use aya_obj::btf::BtfKind;
+
     use super::*;
 
     /// `struct inner { int a; int b; }; struct outer { int x; struct { int y; }; struct inner in; };`
-    /// and `long vread(char *, char *, unsigned long)` and `enum kind { A = 3, B = 0 }`, written by
-    /// hand.
+    /// and `long vread(char *, char *, unsigned long)` and `enum kind { A = 3, B = 0 }` and the typedef
+    /// of a tracepoint, written by hand.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0inner\0a\0b\0outer\0x\0y\0in\0vread\0kind\0A\0B\0";
+        let strings = b"\0int\0inner\0a\0b\0outer\0x\0y\0in\0vread\0kind\0A\0B\0btf_trace_end\0";
         let name = |wanted: &str| {
             let wanted = format!("\0{wanted}\0");
             let at = strings
@@ -374,6 +399,7 @@ mod tests {
             &[0, info(13, 3), 1, 0, 1, 0, 1, 0, 1],
             &[name("vread"), info(12, 0), 5],
             &[name("kind"), info(6, 2), 4, name("A"), 3, name("B"), 0],
+            &[name("btf_trace_end"), info(8, 0), 5],
         ]
         .concat();
         let types: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -408,14 +434,23 @@ mod tests {
 
     #[test]
     fn what_programs_are_attached_by_has_the_ids_of_the_kernel() {
-        let btf = Btf::parse(&sample(), &HashSet::from(["vread", "outer"])).unwrap();
-        let attaching = btf.for_attaching();
-        let again = Btf::parse(&attaching, &HashSet::from(["vread", "outer", "int"])).unwrap();
-        assert_eq!(again.function("vread").unwrap().id, 6);
-        assert!(again.structure("outer").is_none() && again.typedefs.is_empty());
-        let aya = aya::Btf::parse(&attaching, aya::Endianness::default()).unwrap();
-        let id = aya.id_by_type_name_kind("vread", aya_obj::btf::BtfKind::Func);
-        assert_eq!(id.unwrap(), 6);
+        let wanted = HashSet::from(["vread", "outer", "kind", "btf_trace_end"]);
+        let btf = Btf::parse(&sample(), &wanted).unwrap();
+        let id = |types: &aya::Btf, name: &str, kind| types.id_by_type_name_kind(name, kind).ok();
+        for (functions, tracepoints, ids) in [
+            (&["vread", "kind"][..], &["end"][..], [Some(6), Some(8)]),
+            (&["vread"], &[], [Some(6), None]),
+            (&[], &["end", "begin"], [None, Some(8)]),
+            (&[], &[], [None, None]),
+        ] {
+            let types = btf.for_attaching(functions, tracepoints).unwrap();
+            let found = [
+                id(&types, "vread", BtfKind::Func),
+                id(&types, "btf_trace_end", BtfKind::Typedef),
+            ];
+            assert_eq!(found, ids);
+            assert_eq!(id(&types, "kind", BtfKind::Func), None);
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod assembly;
 pub mod bpf;
 pub mod btf;
+mod sieve;
 pub mod symbols;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::probes;
 use bpf::Target;
-use btf::Btf;
+use btf::{Btf, tracepoint_typedef};
 use symbols::{Range, Symbols};
 
 /// Static locks: their role, and the symbol of the variable.
@@ -193,8 +194,8 @@ pub struct Addresses {
     pub by_address: BTreeMap<&'static str, u64>,
     /// Where the preempt counts of CPUs are, and the offsets of the CPUs' memory.
     pub preempt_count: Option<PerCpu>,
-    /// What programs are attached by ([`Btf::for_attaching`]); nothing where there is no BTF.
-    pub types: Option<Vec<u8>>,
+    /// What programs are attached by; nothing where there is no BTF.
+    pub types: Option<Btf>,
 }
 
 impl Facts {
@@ -205,12 +206,12 @@ impl Facts {
         let btf = types.unwrap_or_default();
         let symbols = Symbols::read(&btf, &wanted_symbols())?;
         let facts = Self::from_sources(&btf, has_btf, &symbols)?;
-        let types = has_btf.then(|| btf.for_attaching());
+        let spinlocks = spinlocks(&btf, &symbols);
         let addresses = Addresses {
             preempt_count: preempt_count(&btf, &symbols),
-            ..Addresses::find(&facts, &symbols, types)
+            types: has_btf.then_some(btf),
+            ..Addresses::find(&facts, &symbols)
         };
-        let spinlocks = spinlocks(&btf, &symbols);
         Ok((Self { spinlocks, ..facts }, addresses))
     }
 
@@ -324,7 +325,7 @@ impl Era {
 }
 
 impl Addresses {
-    fn find(facts: &Facts, symbols: &Symbols, types: Option<Vec<u8>>) -> Self {
+    fn find(facts: &Facts, symbols: &Symbols) -> Self {
         // Tells which of several equal names is meant: these are functions of `mm/vmalloc.c`.
         let anchor = op_names().find_map(|name| symbols.address(name, None));
         let ranges = probes::SITES.iter().flat_map(|site| {
@@ -336,7 +337,7 @@ impl Addresses {
         let taken_by = probes::taken_by().flat_map(|name| symbols.ranges(name, anchor));
         let of = |name: &'static str| Some((name, symbols.address(name, anchor)?));
         Self {
-            types,
+            types: None,
             locks: STATIC_LOCKS
                 .iter()
                 .filter_map(|&(lock, name)| Some((lock, symbols.address(name, anchor)?)))
@@ -468,7 +469,7 @@ fn wanted_types() -> HashSet<String> {
         PREEMPT_COUNTS[1],
     ];
     let functions = function_names();
-    let typedefs = tracepoint_names().map(typedef);
+    let typedefs = tracepoint_names().map(tracepoint_typedef);
     structs
         .into_iter()
         .chain([ITER_TYPE])
@@ -477,11 +478,6 @@ fn wanted_types() -> HashSet<String> {
         .map(str::to_owned)
         .chain(typedefs)
         .collect()
-}
-
-/// The typedef that stands for a BTF tracepoint.
-fn typedef(tracepoint: &str) -> String {
-    format!("btf_trace_{tracepoint}")
 }
 
 fn wanted_symbols() -> HashSet<&'static str> {
@@ -573,7 +569,7 @@ fn variables(symbols: &Symbols) -> BTreeSet<String> {
 
 fn tracepoints(btf: &Btf) -> BTreeSet<String> {
     tracepoint_names()
-        .filter(|name| btf.has_typedef(&typedef(name)))
+        .filter(|name| btf.has_typedef(&tracepoint_typedef(name)))
         .map(str::to_owned)
         .collect()
 }
@@ -641,7 +637,7 @@ fn refusals(btf: &Btf, symbols: &Symbols) -> Refusals {
     Refusals {
         fentry,
         kprobe: bpf::try_kprobe().err(),
-        tracepoint: (!btf.has_typedef(&typedef("contention_begin"))).then(|| {
+        tracepoint: (!btf.has_typedef(&tracepoint_typedef("contention_begin"))).then(|| {
             "the kernel has no lock:contention_begin (it came with 5.19) or no BTF".to_owned()
         }),
     }
@@ -666,7 +662,7 @@ fn fentry_refusal(target: Target, symbols: &Symbols) -> Option<String> {
 /// (`security_locked_down(LOCKDOWN_BPF_READ_KERNEL)`, `kernel/trace/bpf_trace.c`).
 fn memory_unreadable(btf: &Btf, symbols: &Symbols) -> bool {
     let function = trial(btf, symbols);
-    let tracepoint = btf.typedef(&typedef("contention_begin"));
+    let tracepoint = btf.typedef(&tracepoint_typedef("contention_begin"));
     let tracepoint = tracepoint.map(Target::Tracepoint);
     let mut targets = function.into_iter().chain(tracepoint);
     let target = targets.find(|&target| bpf::try_load(target).is_ok());

@@ -5,7 +5,7 @@
 //! ascending. To print a line of /proc/kallsyms takes the kernel five times as long as to find the symbol
 //! (`s_show`, `kernel/kallsyms.c`), and of a hundred thousand lines some hundred are of use: here nothing
 //! is printed. The iterator `ksym` came with 6.0.
-//! Invariant: what passes the table in the kernel may be more than what is wanted, never less.
+//! Invariant: more may be passed on than what is wanted, never less.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -20,6 +20,7 @@ use aya_obj::generated::{
 use crate::kernel::assembly::code::*;
 use crate::kernel::assembly::{EXIT, Instruction, helper, instruction, load, load_constant};
 use crate::kernel::btf::Btf;
+use crate::kernel::sieve::{MULTIPLIER, PLACE_BITS, PLACES, SUFFIX, Sieve, each_byte, first_word};
 use crate::syscall;
 
 /// The function whose arguments a program of the iterator has (`kernel/kallsyms.c`).
@@ -29,10 +30,6 @@ const SYMBOL: &str = "kallsym_iter";
 /// The types that are to be known.
 pub const TYPES: [&str; 2] = [ITERATOR, SYMBOL];
 
-/// Places of the table in which a name is looked for by its hash: a name that is not wanted is mostly
-/// told by it.
-const PLACES: usize = 1 << PLACE_BITS;
-const PLACE_BITS: u32 = 12;
 /// What the program writes down: the address, eight bytes of the module's name, and the name.
 const RECORD: usize = 128;
 const NAME: usize = RECORD - 16;
@@ -87,7 +84,7 @@ pub(super) fn each<'w>(
     let mut record = [0; RECORD];
     while !symbols.fill_buf()?.is_empty() {
         symbols.read_exact(&mut record)?;
-        let [address, module] = [0, 8].map(|at| word(&record[at..]));
+        let [address, module] = [0, 8].map(|at| first_word(&record[at..]));
         if module as u8 != 0 {
             break;
         }
@@ -99,33 +96,16 @@ pub(super) fn each<'w>(
     Ok(())
 }
 
-fn word(bytes: &[u8]) -> u64 {
-    let bytes = bytes[..8].iter().rev();
-    bytes.fold(0, |word, byte| word << 8 | u64::from(*byte))
-}
-
-/// The beginning of a name up to a suffix, by which it is looked for.
-fn key(name: &[u8]) -> u64 {
-    let plain = super::plain(name);
-    let bytes = plain.iter().take(8).enumerate();
-    bytes.fold(0, |key, (at, byte)| key | u64::from(*byte) << (8 * at))
-}
-
-/// An odd number without pattern: the golden ratio's part, as is usual for hashes by multiplication.
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-
-fn place(key: u64) -> usize {
-    (key.wrapping_mul(MULTIPLIER) >> (64 - PLACE_BITS)) as usize
-}
-
 /// The map that the program looks into: a byte for each place, and behind them the address of a symbol
 /// that was written down, until the next is.
 fn table<'w>(wanted: impl IntoIterator<Item = &'w [u8]>) -> Result<OwnedFd> {
+    let wanted: Vec<_> = wanted.into_iter().collect();
+    ensure!(
+        wanted.iter().all(|name| name.len() < NAME),
+        "a name is too long"
+    );
     let mut value = [0u8; PLACES + 8];
-    for name in wanted {
-        ensure!(name.len() < NAME, "a name of {} bytes", name.len());
-        value[place(key(name))] = 1;
-    }
+    value[..PLACES].copy_from_slice(Sieve::new(wanted).places());
     let mut attr = syscall::attributes();
     // SAFETY: the variant of BPF_MAP_CREATE is the one that is passed below.
     let args = unsafe { &mut attr.__bindgen_anon_1 };
@@ -179,11 +159,6 @@ unsafe fn descriptor(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A byte of each of the eight of a word.
-const fn bytes(byte: u8) -> u64 {
-    u64::from_ne_bytes([byte; 8])
-}
-
 /// Registers: those that calls leave alone, the frame, and the others as they are needed.
 const CONTEXT: u8 = 6;
 const THE_SYMBOL: u8 = 7;
@@ -208,10 +183,9 @@ fn program(layout: &Layout, table: &OwnedFd) -> Vec<Instruction> {
         instruction(LOAD_8, ADDRESS, THE_SYMBOL, 0).at(layout.address),
         instruction(LOAD_8, 1, THE_SYMBOL, 0).at(layout.name),
     ];
-    // Of its first bytes those before a zero or a dot: of a word less one in each byte, the lowest byte
-    // that borrowed was zero.
-    program.extend(load_constant(3, 0, bytes(1)));
-    program.extend(load_constant(5, 0, bytes(b'.')));
+    // As `Sieve::passes` looks it up.
+    program.extend(load_constant(3, 0, each_byte(1)));
+    program.extend(load_constant(5, 0, each_byte(SUFFIX)));
     program.extend([
         instruction(MOVE_X, 2, 1, 0),
         instruction(SUBTRACT_X, 2, 3, 0),
@@ -226,7 +200,6 @@ fn program(layout: &Layout, table: &OwnedFd) -> Vec<Instruction> {
         instruction(OR_X, 2, 4, 0),
         instruction(SHIFT_LEFT, 3, 0, 7),
         instruction(AND_X, 2, 3, 0),
-        // Only the lowest bit, which is the highest of its byte; and all bits below that byte.
         instruction(MOVE_X, 3, 2, 0),
         instruction(NEGATE, 3, 0, 0),
         instruction(AND_X, 2, 3, 0),
@@ -234,7 +207,6 @@ fn program(layout: &Layout, table: &OwnedFd) -> Vec<Instruction> {
         instruction(ADD, 2, 0, -1),
         instruction(AND_X, 1, 2, 0),
     ]);
-    // Its place.
     program.extend(load_constant(2, 0, MULTIPLIER));
     program.extend([
         instruction(MULTIPLY_X, 1, 2, 0),
