@@ -46,7 +46,6 @@ pub mod kernel;
 pub mod loader;
 mod mapped;
 pub mod model;
-mod object;
 pub mod plan;
 mod privilege;
 pub mod probes;

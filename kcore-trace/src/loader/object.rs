@@ -22,7 +22,7 @@ use object::read::elf::{FileHeader as _, SectionHeader as _, Sym as _};
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
 
 /// An object with some of the programs.
-pub(crate) struct Object {
+pub(super) struct Object {
     bytes: Vec<u8>,
     /// Where instructions are.
     code: Vec<Range<usize>>,
@@ -36,7 +36,7 @@ impl Object {
     /// # Errors
     ///
     /// What was built is no object.
-    pub(crate) fn with(wanted: impl Fn(&str) -> bool) -> Result<Self> {
+    pub(super) fn with(wanted: impl Fn(&str) -> bool) -> Result<Self> {
         Self::of(PROGRAMS, wanted).context("the programs inside this binary are damaged")
     }
 
@@ -86,7 +86,7 @@ impl Object {
     }
 
     /// For who loads it.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
@@ -97,7 +97,7 @@ impl Object {
     /// # Errors
     ///
     /// There is no such map.
-    pub(crate) fn leave_out_map(&mut self, name: &str) -> Result<()> {
+    pub(super) fn leave_out_map(&mut self, name: &str) -> Result<()> {
         let at = self.maps.get(name);
         let at = *at.with_context(|| format!("the programs have no map `{name}`"))?;
         let definition = self.bytes.get_mut(at..at + size_of::<bpf_map_def>());
@@ -115,7 +115,7 @@ impl Object {
 
     /// Has the programs load the address of a CPU's own variable, by its BTF id, where they load a constant
     /// that stands for it.
-    pub(crate) fn name_variable(&mut self, constant: u64, variable: u32) {
+    pub(super) fn name_variable(&mut self, constant: u64, variable: u32) {
         self.each_constant(|loaded, instruction| {
             if loaded == constant {
                 instruction[1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
@@ -125,7 +125,7 @@ impl Object {
     }
 
     /// Has the programs load other constants, where there is another.
-    pub(crate) fn replace_constants(&mut self, mut other: impl FnMut(u64) -> Option<u64>) {
+    pub(super) fn replace_constants(&mut self, mut other: impl FnMut(u64) -> Option<u64>) {
         self.each_constant(|loaded, instruction| {
             if let Some(other) = other(loaded) {
                 set_immediate(instruction, other);
@@ -134,7 +134,7 @@ impl Object {
     }
 
     /// Has the programs calculate with other numbers, where there is another.
-    pub(crate) fn replace_numbers(&mut self, mut other: impl FnMut(u32) -> Option<u32>) {
+    pub(super) fn replace_numbers(&mut self, mut other: impl FnMut(u32) -> Option<u32>) {
         for code in &self.code {
             for instruction in self.bytes[code.clone()].chunks_exact_mut(INSTRUCTION_BYTES) {
                 let (head, immediate) = instruction.split_at_mut(4);
@@ -196,6 +196,7 @@ fn set_immediate(instruction: &mut [u8], immediate: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probes::{Attach, program as name_of};
 
     fn programs(object: &Object) -> Vec<String> {
         let object = aya_obj::Object::parse(object.bytes()).unwrap();
@@ -261,5 +262,65 @@ mod tests {
         object.replace_constants(|constant| (constant == CONSTANT + 1).then_some(u64::MAX));
         let second = load(2, u64::MAX);
         assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
+    }
+
+    /// Every program of the tables is in the object, and every program of the object in a table.
+    #[test]
+    fn tables_and_object_name_the_same_programs() {
+        use std::collections::BTreeSet;
+
+        use crate::probes::{self, Ends, Part};
+
+        let all = [
+            Attach::Fentry,
+            Attach::Fexit,
+            Attach::Kprobe,
+            Attach::Kretprobe,
+        ];
+        let of_part = |part| match part {
+            Part::Acquire => &[Attach::Fexit, Attach::Kprobe][..],
+            Part::TryAcquire => &[Attach::Fexit, Attach::Kprobe, Attach::Kretprobe],
+            Part::Release => &[Attach::Fentry, Attach::Kprobe],
+            Part::SlowPath => &all,
+        };
+        let named = |stem: &str, attaches: &[Attach]| -> Vec<String> {
+            attaches
+                .iter()
+                .map(|attach| name_of(stem, *attach))
+                .collect()
+        };
+        let ops = probes::OPS.iter().flat_map(|op| named(op.stem, &all));
+        let scopes = probes::BLOCK_SCOPES
+            .iter()
+            .flat_map(|(_, stem)| named(stem, &all));
+        let locks = probes::LOCK_FUNCTIONS.iter();
+        let locks = locks.flat_map(|function| named(function.stem, of_part(function.part)));
+        let points = probes::TRACEPOINTS.iter();
+        let points = points.flat_map(|(_, stem)| named(stem, &[Attach::Tracepoint]));
+        let sequence = ["seqstart_kp", "seqstop_kr", "vstart_kp", "vstop_kr"].map(String::from);
+        let inside = probes::INSIDE.iter().flat_map(|function| {
+            let (by_trampoline, by_probe) = function.ends.attaches();
+            named(function.stem, &[by_trampoline, by_probe].concat())
+        });
+        let audit = probes::AUDIT.iter().flat_map(|(_, stem)| {
+            let (by_trampoline, by_probe) = Ends::Entry.attaches();
+            named(stem, &[by_trampoline, by_probe].concat())
+        });
+        let switch = [name_of(probes::SWITCH.1, Attach::Tracepoint)];
+        let tables: BTreeSet<String> = ops
+            .chain(scopes)
+            .chain(locks)
+            .chain(points)
+            .chain(sequence)
+            .chain(inside)
+            .chain(audit)
+            .chain(switch)
+            .collect();
+        let object = Object::with(|_| true).unwrap();
+        let object = aya_obj::Object::parse(object.bytes()).unwrap();
+        let object: BTreeSet<String> = object.programs.keys().cloned().collect();
+        assert_eq!(tables, object);
+        // The kernel keeps fifteen bytes of a name.
+        assert!(tables.iter().all(|name| name.len() <= 15));
     }
 }
