@@ -32,7 +32,7 @@ pub(crate) struct Line {
     pub(crate) floor_per_op: Option<f64>,
     /// Added, by the floor; nothing where the floor is within what it may be off.
     pub(crate) ratio: Option<f64>,
-    /// Seconds of the guest from exec to the start of the load.
+    /// Seconds of the guest from exec to the start of the load, in the mean of all starts.
     pub(crate) ready_s: Option<f64>,
     /// Why there is no number.
     #[serde(skip_serializing_if = "Option::is_none")]
