@@ -102,14 +102,18 @@ impl Object {
         let at = *at.with_context(|| format!("the programs have no map `{name}`"))?;
         let definition = self.bytes.get_mut(at..at + size_of::<bpf_map_def>());
         let definition = definition.context("the definition of a map is cut off")?;
-        let mut set = |at: usize, value: u32| {
+        let size = offset_of!(bpf_map_def, value_size);
+        // An array's is that of its type, for who looks at it.
+        let value_size = word(&definition[size..]).max(size_of::<u64>() as u32);
+        for (at, value) in [
+            (offset_of!(bpf_map_def, map_type), BPF_MAP_TYPE_ARRAY as u32),
+            (offset_of!(bpf_map_def, key_size), size_of::<u32>() as u32),
+            (size, value_size),
+            (offset_of!(bpf_map_def, max_entries), 1),
+            (offset_of!(bpf_map_def, map_flags), 0),
+        ] {
             definition[at..at + size_of::<u32>()].copy_from_slice(&value.to_le_bytes());
-        };
-        set(offset_of!(bpf_map_def, map_type), BPF_MAP_TYPE_ARRAY as u32);
-        set(offset_of!(bpf_map_def, key_size), size_of::<u32>() as u32);
-        set(offset_of!(bpf_map_def, value_size), size_of::<u64>() as u32);
-        set(offset_of!(bpf_map_def, max_entries), 1);
-        set(offset_of!(bpf_map_def, map_flags), 0);
+        }
         Ok(())
     }
 
@@ -195,6 +199,8 @@ fn set_immediate(instruction: &mut [u8], immediate: u64) {
 
 #[cfg(test)]
 mod tests {
+    use kcore_trace_ebpf::layout::AuditTable;
+
     use super::*;
     use crate::probes::{Attach, program as name_of};
 
@@ -220,14 +226,16 @@ mod tests {
         let flags = |object: &Object, name: &str| {
             let object = aya_obj::Object::parse(object.bytes()).unwrap();
             let map = &object.maps[name];
-            (map.map_type(), map.max_entries(), map.map_flags())
+            let (entries, flags) = (map.max_entries(), map.map_flags());
+            (map.map_type(), map.value_size(), entries, flags)
         };
         let before = flags(&object, "CELLS");
-        assert_ne!(before.2, 0);
-        for name in ["AUDIT", "AYA_LOGS"] {
+        assert_ne!(before.3, 0);
+        let table = size_of::<AuditTable>() as u32;
+        for (name, value_size) in [("AUDIT", table), ("AYA_LOGS", 8)] {
             object.leave_out_map(name).unwrap();
             let array = BPF_MAP_TYPE_ARRAY as u32;
-            assert_eq!(flags(&object, name), (array, 1, 0));
+            assert_eq!(flags(&object, name), (array, value_size, 1, 0));
         }
         assert_eq!(flags(&object, "CELLS"), before);
         assert!(object.leave_out_map("NO_MAP").is_err());
