@@ -33,6 +33,18 @@ pub(crate) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i3
     Ok(result as i32)
 }
 
+/// What a command opens.
+///
+/// # Safety
+///
+/// As for [`bpf`], and the command returns a descriptor.
+pub(crate) unsafe fn open(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { bpf(command, attr) }?;
+    // SAFETY: the kernel has just opened it, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// What the kernel says of an object, and how many bytes of that it knows; the others are zero.
 ///
 /// # Safety
@@ -63,10 +75,8 @@ pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info>
 pub(crate) fn open_link(id: u32) -> io::Result<OwnedFd> {
     let mut attr = attributes();
     attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
-    // SAFETY: the attributes hold no pointer.
-    let fd = unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }?;
-    // SAFETY: the kernel has just opened it, for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    // SAFETY: the attributes hold no pointer, and the command opens a link.
+    unsafe { open(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }
 }
 
 /// How often a kprobe was passed and its program did not run: a kprobe was being handled on the CPU,

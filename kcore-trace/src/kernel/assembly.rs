@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use aya_obj::generated::{bpf_cmd, bpf_insn};
 
@@ -132,8 +132,6 @@ pub(super) fn load(
     args.license = c"GPL".as_ptr() as u64;
     args.expected_attach_type = attach_type;
     args.attach_btf_id = btf_id;
-    // SAFETY: instructions and licence outlive the call.
-    let fd = unsafe { syscall::bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) }?;
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    // SAFETY: instructions and licence outlive the call, which opens a program.
+    unsafe { syscall::open(bpf_cmd::BPF_PROG_LOAD, &mut attr) }
 }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use aya_obj::generated::{
@@ -42,11 +42,9 @@ pub fn try_attach(target: Target) -> Result<(), Refusal> {
     let program = load_tracing(target, &EMPTY)?;
     let mut attr = syscall::attributes();
     attr.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
-    // SAFETY: nothing is pointed to: a tracing program was loaded for what it is attached to.
-    let link = unsafe { syscall::bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) }?;
-    // SAFETY: the kernel has just given us this descriptor, which detaches when it is closed.
-    drop(unsafe { OwnedFd::from_raw_fd(link) });
-    Ok(())
+    // SAFETY: nothing is pointed to: a tracing program was loaded for what it is attached to. The link
+    // detaches when it is closed.
+    unsafe { syscall::open(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) }.map(drop)
 }
 
 /// Whether a program can be loaded against that which reads kernel memory.

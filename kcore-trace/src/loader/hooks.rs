@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use aya::Btf;
-use aya::programs::{BtfTracePoint, FEntry, FExit, KProbe, Program, ProgramError};
+use aya::programs::{KProbe, Program, ProgramError};
 use aya_obj::generated::bpf_prog_info;
 use kcore_trace_ebpf::words::Op;
 
@@ -67,32 +67,19 @@ pub(super) fn attach(
     let (name, target) = (&hook.program, &hook.target);
     let types = || types.context("the kernel has no BTF");
     let result = match program {
-        Program::FEntry(program) => attach_fentry(program, target, types()?),
-        Program::FExit(program) => attach_fexit(program, target, types()?),
+        Program::FEntry(program) => program
+            .load(target, types()?)
+            .and_then(|()| program.attach().map(drop)),
+        Program::FExit(program) => program
+            .load(target, types()?)
+            .and_then(|()| program.attach().map(drop)),
+        Program::BtfTracePoint(program) => program
+            .load(target, types()?)
+            .and_then(|()| program.attach().map(drop)),
         Program::KProbe(program) => attach_kprobe(program, target, addresses),
-        Program::BtfTracePoint(program) => attach_tracepoint(program, target, types()?),
         _ => anyhow::bail!("program `{name}` is of a type that no plan names"),
     };
     result.map_err(|error| explain(name, error))
-}
-
-fn attach_fentry(program: &mut FEntry, target: &str, btf: &Btf) -> Result<(), ProgramError> {
-    program.load(target, btf)?;
-    program.attach().map(drop)
-}
-
-fn attach_fexit(program: &mut FExit, target: &str, btf: &Btf) -> Result<(), ProgramError> {
-    program.load(target, btf)?;
-    program.attach().map(drop)
-}
-
-fn attach_tracepoint(
-    program: &mut BtfTracePoint,
-    target: &str,
-    btf: &Btf,
-) -> Result<(), ProgramError> {
-    program.load(target, btf)?;
-    program.attach().map(drop)
 }
 
 fn attach_kprobe(

@@ -20,6 +20,7 @@ use crate::kernel::{Addresses, Facts};
 
 /// What programs log goes through it; aya names it.
 const LOGS: &str = "AYA_LOGS";
+
 /// What can be done before there is a plan. A loader begins by reading all types of the kernel, before
 /// it can be told that nobody wants them, which takes longer than everything else of loading: where
 /// we may, it finds none, and where not, it reads them while the facts are gathered.

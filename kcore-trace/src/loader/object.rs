@@ -47,9 +47,9 @@ impl Object {
         let header = FileHeader64::<Little>::parse(object)?;
         let sections = header.sections(Little, object)?;
         let headers = header.e_shoff(Little) as usize;
+        // What is kept lies in bytes of the same length.
         let mut keep = |start: usize, kept: &[u8]| {
-            let place = bytes.get_mut(start..start + kept.len());
-            place.map(|place| place.copy_from_slice(kept))
+            bytes[start..start + kept.len()].copy_from_slice(kept);
         };
         keep(0, &object[..size_of_val(header)]);
         for (index, section) in sections.enumerate() {

@@ -7,9 +7,10 @@
 //! is printed. The iterator `ksym` came with 6.0.
 //! Invariant: more may be passed on than what is wanted, never less.
 
+use std::array;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, ensure};
 use aya_obj::generated::{
@@ -20,7 +21,7 @@ use aya_obj::generated::{
 use crate::kernel::assembly::code::*;
 use crate::kernel::assembly::{EXIT, Instruction, helper, instruction, load, load_constant};
 use crate::kernel::btf::Btf;
-use crate::kernel::sieve::{MULTIPLIER, PLACE_BITS, PLACES, SUFFIX, Sieve, each_byte, first_word};
+use crate::kernel::sieve::{MULTIPLIER, PLACE_BITS, PLACES, SUFFIX, Sieve, each_byte};
 use crate::syscall;
 
 /// The function whose arguments a program of the iterator has (`kernel/kallsyms.c`).
@@ -84,7 +85,8 @@ pub(super) fn each<'w>(
     let mut record = [0; RECORD];
     while !symbols.fill_buf()?.is_empty() {
         symbols.read_exact(&mut record)?;
-        let [address, module] = [0, 8].map(|at| first_word(&record[at..]));
+        let word = |at: usize| u64::from_le_bytes(array::from_fn(|index| record[at + index]));
+        let (address, module) = (word(0), word(8));
         if module as u8 != 0 {
             break;
         }
@@ -114,7 +116,7 @@ fn table<'w>(wanted: impl IntoIterator<Item = &'w [u8]>) -> Result<OwnedFd> {
     args.value_size = value.len() as u32;
     args.max_entries = 1;
     // SAFETY: nothing is pointed to.
-    let map = unsafe { descriptor(bpf_cmd::BPF_MAP_CREATE, &mut attr) };
+    let map = unsafe { syscall::open(bpf_cmd::BPF_MAP_CREATE, &mut attr) };
     let map = map.context("failed to create a map")?;
     let mut attr = syscall::attributes();
     let key = 0u32;
@@ -135,28 +137,13 @@ fn open(program: &OwnedFd) -> Result<File> {
     attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
     attr.link_create.attach_type = BPF_TRACE_ITER as u32;
     // SAFETY: nothing is pointed to.
-    let link = unsafe { descriptor(bpf_cmd::BPF_LINK_CREATE, &mut attr) };
+    let link = unsafe { syscall::open(bpf_cmd::BPF_LINK_CREATE, &mut attr) };
     let link = link.context("failed to attach the program that lists symbols")?;
     let mut attr = syscall::attributes();
     attr.iter_create.link_fd = link.as_raw_fd() as u32;
     // SAFETY: nothing is pointed to.
-    let file = unsafe { descriptor(bpf_cmd::BPF_ITER_CREATE, &mut attr) };
+    let file = unsafe { syscall::open(bpf_cmd::BPF_ITER_CREATE, &mut attr) };
     Ok(file.context("failed to begin with the symbols")?.into())
-}
-
-/// What a command opens.
-///
-/// # Safety
-///
-/// As for [`syscall::bpf`], and the command returns a descriptor.
-unsafe fn descriptor(
-    command: bpf_cmd,
-    attr: &mut aya_obj::generated::bpf_attr,
-) -> std::io::Result<OwnedFd> {
-    // SAFETY: the caller's promise.
-    let fd = unsafe { syscall::bpf(command, attr) }?;
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Registers: those that calls leave alone, the frame, and the others as they are needed.
@@ -166,8 +153,8 @@ const TABLE: u8 = 8;
 const ADDRESS: u8 = 9;
 const FRAME: u8 = 10;
 
-/// The program. It writes down a symbol that the table has, one of a module, and the next with a higher address than the
-/// last that it wrote for these reasons.
+/// The program. It writes down a symbol that the table has, one of a module, and the next with a higher
+/// address than the last that it wrote for these reasons.
 fn program(layout: &Layout, table: &OwnedFd) -> Vec<Instruction> {
     /// Stands for the end of the program until it is known.
     const END: i16 = i16::MAX;
@@ -224,7 +211,8 @@ fn program(layout: &Layout, table: &OwnedFd) -> Vec<Instruction> {
         instruction(STORE_8_X, FRAME, 2, 0).at(8 - RECORD as i16),
         instruction(LOAD_1, 2, FRAME, 0).at(8 - RECORD as i16),
         instruction(OR_X, 1, 2, 0),
-        // Whether it is wanted, or the last that was has none behind it yet.
+        // Where it is wanted, its address is kept until another is behind it. Where it is not, it is of use
+        // only as that other, which one with the same address is not yet.
         instruction(LOAD_8, 2, TABLE, 0).at(last),
         instruction(JUMP_UNLESS_EQUAL, 1, 0, 0).at(4),
         instruction(JUMP_IF_EQUAL, 2, 0, 0).at(END),
