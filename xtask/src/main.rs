@@ -8,6 +8,7 @@
 //! with one `run`; errors come up here and are printed once.
 
 mod bench;
+mod beside;
 mod cargo;
 mod command;
 mod dashboards;

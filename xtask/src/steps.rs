@@ -20,11 +20,25 @@ use crate::command;
 pub(crate) struct Steps {
     total: usize,
     started: usize,
+    is_shown: bool,
 }
 
 impl Steps {
     pub(crate) fn new(total: usize) -> Self {
-        Self { total, started: 0 }
+        Self {
+            total,
+            started: 0,
+            is_shown: true,
+        }
+    }
+
+    /// Steps that the user has seen before: nothing is said but by those that fail.
+    pub(crate) fn again() -> Self {
+        Self {
+            total: 0,
+            started: 0,
+            is_shown: false,
+        }
     }
 
     /// Runs the next step; `work` returns its result and how it ended, in a few
@@ -36,12 +50,14 @@ impl Steps {
     ) -> Result<T> {
         self.started += 1;
         let title = format!("[{}/{}] {name}", self.started, self.total);
-        let step = Step::begin(title.clone());
+        let step = Step::begin(title.clone(), self.is_shown);
         let began = Instant::now();
         let outcome = work(&step);
         step.end();
         let ending = outcome.as_ref().map_or("failed", |(_, ending)| ending);
-        eprintln!("{title}: {ending}{}", took(began.elapsed()));
+        if self.is_shown {
+            eprintln!("{title}: {ending}{}", took(began.elapsed()));
+        }
         Ok(outcome?.0)
     }
 }
@@ -50,12 +66,14 @@ impl Steps {
 pub(crate) struct Step {
     title: String,
     spinner: Option<ProgressBar>,
+    is_shown: bool,
     said: RefCell<String>,
 }
 
 impl Step {
-    fn begin(title: String) -> Self {
-        let spinner = std::io::stderr().is_terminal().then(|| {
+    fn begin(title: String, is_shown: bool) -> Self {
+        let has_spinner = is_shown && std::io::stderr().is_terminal();
+        let spinner = has_spinner.then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {wide_msg:.dim}")
                 .expect("the template is a constant");
             let spinner = ProgressBar::new_spinner().with_style(style);
@@ -66,6 +84,7 @@ impl Step {
         Self {
             title,
             spinner,
+            is_shown,
             said: RefCell::default(),
         }
     }
@@ -81,7 +100,8 @@ impl Step {
         match &self.spinner {
             Some(spinner) => spinner.set_message(what.to_owned()),
             None if *self.said.borrow() == what => (),
-            None => eprintln!("{}: {what} …", self.title),
+            None if self.is_shown => eprintln!("{}: {what} …", self.title),
+            None => (),
         }
         *self.said.borrow_mut() = what.to_owned();
     }
@@ -90,7 +110,8 @@ impl Step {
     pub(crate) fn note(&self, what: &str) {
         match &self.spinner {
             Some(spinner) => spinner.println(format!("      {what}")),
-            None => eprintln!("      {what}"),
+            None if self.is_shown => eprintln!("      {what}"),
+            None => (),
         }
     }
 

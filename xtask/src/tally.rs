@@ -33,6 +33,20 @@ impl Tally {
         }
         Some(tally)
     }
+
+    /// Reads what a chore of ours ends with: what [`Tally`] is shown as.
+    pub(crate) fn from_own(line: &str) -> Option<Self> {
+        let mut numbers = line.split(", ").zip(["passed", "failed", "skipped"]);
+        let mut next = || {
+            let (count, what) = numbers.next()?;
+            count.strip_suffix(what)?.trim_end().parse().ok()
+        };
+        Some(Self {
+            passed: next()?,
+            failed: next()?,
+            skipped: next()?,
+        })
+    }
 }
 
 impl AddAssign for Tally {
@@ -73,6 +87,19 @@ mod tests {
             skipped: 2,
         };
         assert_eq!(Tally::from_libtest(line), Some(expected));
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read() {
+        let tally = Tally {
+            passed: 3,
+            failed: 1,
+            skipped: 2,
+        };
+        assert_eq!(Tally::from_own(&tally.to_string()), Some(tally));
+        for other in ["", "3 passed", "3 failed, 1 passed, 2 skipped", "ok"] {
+            assert_eq!(Tally::from_own(other), None);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! of stdout is `N passed, N failed, N skipped`, and what failed is before it.
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -17,9 +17,10 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::{
+    beside::Beside,
     cargo,
     command::{self, shown},
-    complaint, dashboards,
+    complaint,
     lab::{
         self,
         build::variants,
@@ -29,7 +30,7 @@ use crate::{
     },
     places::{Places, wait_for_turn},
     privilege::Privilege,
-    setup::{self, Tools},
+    setup::{self, Kernels, Tools},
     tally::Tally,
 };
 
@@ -93,25 +94,36 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(&mut self) -> Result<()> {
-        let (tools, kernels) = self.step("set-up", |run| setup::for_tests(run.places))?;
-        if !self.options.vm_only {
-            self.step("format", |run| run.format())?;
-            self.step("lints", |run| run.lints(&tools))?;
-            self.step("unit and integration tests", |run| run.host_tests(&tools))?;
+        if self.options.vm_only {
+            let (tools, kernels) = self.step("set-up", |run| setup::for_tests(run.places))?;
+            let guest = self.guest_binary(&tools)?;
+            return self.step("VM tests", |run| run.vm_tests(kernels, &guest));
         }
-        let all_kernels = kernels.clone();
-        let guest = self.step("guest binary", |run| {
-            cargo::guest_binary(run.places, &tools)
+        let (tools, kernels) = self.step("set-up", |run| Kernels::begin(run.places))?;
+        self.step("format", |run| run.format())?;
+        self.step("lints", |run| run.lints(&tools))?;
+        self.step("unit and integration tests", |run| run.host_tests(&tools))?;
+        let kernels = self.step("kernels, begun after the set-up", |run| {
+            kernels.end(run.places)
         })?;
-        self.step("VM tests", |run| run.vm_tests(kernels, &guest))?;
-        if !self.options.vm_only {
-            self.step("the running kernel", |run| run.native_tests(&guest))?;
-            self.step("dashboards and rules", |run| {
-                run.dashboards(&all_kernels, &guest)
-            })?;
-            self.step("the lab, quickly", |run| run.lab(&guest))?;
-        }
-        Ok(())
+        let guest = self.guest_binary(&tools)?;
+        // These do little but wait, and so do some guests.
+        let privilege = self.privilege()?;
+        let native = native_tests(privilege, &guest)?;
+        let dashboards = dashboards()?;
+        let in_guests = self.step("VM tests", |run| run.vm_tests(kernels, &guest));
+        let natively = self.step("the running kernel, beside them", |run| {
+            run.native_tests(native)
+        });
+        let shown = self.step("dashboards and rules, beside them", |run| {
+            run.dashboards(dashboards)
+        });
+        in_guests.and(natively).and(shown)?;
+        self.step("the lab, quickly", |run| run.lab(&guest))
+    }
+
+    fn guest_binary(&mut self, tools: &Tools) -> Result<PathBuf> {
+        self.step("guest binary", |run| cargo::guest_binary(run.places, tools))
     }
 
     fn step<T>(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
@@ -224,37 +236,63 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn dashboards(&mut self, kernels: &[Kernel], guest: &Path) -> Result<()> {
-        let options = dashboards::Options::default();
-        self.tally += dashboards::check(self.places, kernels, guest, &options)?;
+    fn dashboards(&mut self, dashboards: Beside) -> Result<()> {
+        let dashboards = dashboards.end(|_| ())?;
+        print!("{}", dashboards.stdout);
+        if !dashboards.status.success() {
+            eprint!("{}", dashboards.stderr);
+            bail!("{}: `cargo xtask dashboards`", dashboards.status);
+        }
+        let tally = dashboards.stdout.lines().last().and_then(Tally::from_own);
+        self.tally += tally.context("`cargo xtask dashboards` counted nothing")?;
         Ok(())
     }
 
-    fn native_tests(&mut self, guest: &Path) -> Result<()> {
-        let Some(mut native) = Privilege::find().command(guest) else {
+    fn native_tests(&mut self, native: Option<Beside>) -> Result<()> {
+        let Some(native) = native else {
             self.tally.skipped += 1;
             println!("  skipped: not root, and no sudo without a password; `sudo -v` before this");
             return Ok(());
         };
-        native.arg("--native");
-        let output = native
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output();
-        let output = output.with_context(|| format!("failed to start `{}`", shown(&native)))?;
-        let report = Report::from_console(&String::from_utf8_lossy(&output.stdout));
+        let native = native.end(|text| eprint!("{text}"))?;
+        let report = Report::from_console(&native.stdout);
         let tally = report.tally();
         println!("  {tally}");
         cases::show_cases(&report);
         self.tally += tally;
         if let Some(trouble) = report.trouble() {
-            bail!("the tests broke off, {trouble}; `{}`", shown(&native));
+            bail!("the tests broke off, {trouble}; `{}`", native.line);
         }
-        if tally.failed > 0 || !output.status.success() {
-            bail!("{}: `{}`", output.status, shown(&native));
+        if tally.failed > 0 || !native.status.success() {
+            bail!("{}: `{}`", native.status, native.line);
         }
         Ok(())
     }
+
+    /// How to become root without being asked from now on.
+    fn privilege(&self) -> Result<Privilege> {
+        match Privilege::find() {
+            Privilege::SudoAsks => {
+                command::run(Command::new("sudo").arg("-v"))?;
+                Ok(Privilege::Sudo)
+            }
+            privilege => Ok(privilege),
+        }
+    }
+}
+
+/// Begins the tests on the running kernel, if there is a way to.
+fn native_tests(privilege: Privilege, guest: &Path) -> Result<Option<Beside>> {
+    let native = privilege.command(guest);
+    native
+        .map(|mut native| Beside::start(native.arg("--native")))
+        .transpose()
+}
+
+/// Begins the check of the dashboards, a chore of its own.
+fn dashboards() -> Result<Beside> {
+    let chores = env::current_exe().context("failed to find this program")?;
+    Beside::start(Command::new(chores).arg("dashboards"))
 }
 
 #[cfg(test)]

@@ -12,13 +12,23 @@ mod programs;
 
 pub(crate) use programs::QEMU;
 
-use std::{env, ffi::OsString, fs::File, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    ffi::OsString,
+    fs::File,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    beside::Beside,
     lab::{
-        build::{self, variants},
+        build::{
+            self,
+            variants::{self, Variant},
+        },
         kernels::{self, Kernel},
     },
     places::{Places, wait_for_turn},
@@ -65,31 +75,75 @@ pub(crate) fn for_build(places: &Places) -> Result<Tools> {
 /// What all tests need: the build's tools, QEMU and the kernels.
 pub(crate) fn for_tests(places: &Places) -> Result<(Tools, Vec<Kernel>)> {
     let _lock = lock(places)?;
-    provide(places, &variants::TESTED)
+    let variants = variants_of(&variants::TESTED);
+    provide(places, &variants, &mut steps(&variants))
+}
+
+/// The set-up of the kernels that the tests boot, beside what else is done.
+pub(crate) struct Kernels(Beside);
+
+impl Kernels {
+    /// Begins it, after all that may ask the user for a password: the build's tools, and the packages of this
+    /// machine.
+    pub(crate) fn begin(places: &Places) -> Result<(Tools, Self)> {
+        let _lock = lock(places)?;
+        let mut steps = Steps::new(5);
+        let tools = build_steps(places, &mut steps)?;
+        steps.run("QEMU", programs::qemu)?;
+        steps.run("what compiles kernels", programs::kernel_build)?;
+        let setup = env::current_exe().context("failed to find this program")?;
+        let kernels = Beside::start(Command::new(setup).arg("setup"))?;
+        Ok((tools, Self(kernels)))
+    }
+
+    /// Waits for the kernels, and shows how they came.
+    pub(crate) fn end(self, places: &Places) -> Result<Vec<Kernel>> {
+        let ended = self.0.end(|text| eprint!("{text}"))?;
+        if !ended.status.success() {
+            bail!(
+                "the set-up ended with {}; `cargo xtask setup`",
+                ended.status
+            );
+        }
+        let _lock = lock(places)?;
+        let variants = variants_of(&variants::TESTED);
+        let (_tools, kernels) = provide(places, &variants, &mut Steps::again())?;
+        Ok(kernels)
+    }
 }
 
 /// What a run of the lab needs: the same, and kernels of these names in this order.
 pub(crate) fn for_lab(places: &Places, names: &[&str]) -> Result<(Tools, Vec<Kernel>)> {
     let _lock = lock(places)?;
-    let (tools, kernels) = provide(places, names)?;
+    let variants = variants_of(names);
+    let (tools, kernels) = provide(places, &variants, &mut steps(&variants))?;
     let named = |name: &&str| kernels.iter().find(|kernel| kernel.line == *name).cloned();
     let kernels = names.iter().filter_map(named).collect();
     Ok((tools, kernels))
 }
 
 /// The build's tools, QEMU, Debian's kernels, and these variants of the lab's.
-fn provide(places: &Places, names: &[&str]) -> Result<(Tools, Vec<Kernel>)> {
-    let variants: Vec<_> = names
-        .iter()
-        .filter_map(|name| variants::named(name))
-        .collect();
-    let mut steps = Steps::new(5 + build::steps(variants.len()));
-    let tools = build_steps(places, &mut steps)?;
+fn provide(
+    places: &Places,
+    variants: &[&'static Variant],
+    steps: &mut Steps,
+) -> Result<(Tools, Vec<Kernel>)> {
+    let tools = build_steps(places, steps)?;
     steps.run("QEMU", programs::qemu)?;
     let mut kernels = steps.run("guest kernels", |step| kernels::provide(places, step))?;
-    let built = build::provide(places, &variants, &mut steps)?;
+    let built = build::provide(places, variants, steps)?;
     kernels.extend(built.into_iter().map(Kernel::from));
     Ok((tools, kernels))
+}
+
+fn variants_of(names: &[&str]) -> Vec<&'static Variant> {
+    let named = names.iter().filter_map(|name| variants::named(name));
+    named.collect()
+}
+
+/// As many steps as [`provide`] takes.
+fn steps(variants: &[&Variant]) -> Steps {
+    Steps::new(5 + build::steps(variants.len()))
 }
 
 /// What compiling the lab's kernels needs.
