@@ -258,15 +258,17 @@ pub struct LockFunction {
     pub part: Part,
     /// Names that it has; the first that exists is hooked.
     pub symbols: &'static [&'static str],
+    /// Beginning of the names of its programs.
     pub stem: &'static str,
+    /// The same of those that see waits and nothing else of an acquisition, at level contended. A slow path
+    /// that has none is hooked at level full alone: none of the locks is taken by it on any kernel that was
+    /// read, 5.10 to 7.3 and the series of March 2023 (`mm/vmalloc.c`, `fs/proc/kcore.c`), and each hook makes
+    /// a start at level contended longer by a twentieth.
+    pub alone: Option<&'static str>,
     /// Whether measuring makes no sense without it.
     pub essential: bool,
     /// How many arguments it must have, where that changed: its result stands behind them.
     pub args: Option<usize>,
-    /// Whether none of the locks is taken by it on any kernel that was read: 5.10 to 7.3, and the series of
-    /// March 2023 (`mm/vmalloc.c`, `fs/proc/kcore.c`). Hooked at level full alone, since each hook makes a
-    /// start at level contended longer by a twentieth.
-    pub just_in_case: bool,
 }
 
 impl LockFunction {
@@ -291,8 +293,8 @@ impl LockFunction {
         self
     }
 
-    const fn just_in_case(mut self) -> Self {
-        self.just_in_case = true;
+    const fn alone(mut self, stem: &'static str) -> Self {
+        self.alone = Some(stem);
         self
     }
 }
@@ -309,9 +311,9 @@ const fn lock(
         part,
         symbols,
         stem,
+        alone: None,
         essential,
         args: None,
-        just_in_case: false,
     }
 }
 
@@ -425,22 +427,25 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
         ],
         "spinslow",
         true,
-    ),
+    )
+    .alone("spinwait"),
     lock(
         Kind::Spinlock,
         Part::SlowPath,
         &["__pv_queued_spin_lock_slowpath"],
         "spinslowpv",
         false,
-    ),
+    )
+    .alone("spinwaitpv"),
     // Up to 5.10 it has no count.
     lock(
         Kind::Rwsem,
         Part::SlowPath,
         &["rwsem_down_read_slowpath"],
-        "readslow2",
+        "readslow",
         true,
     )
+    .alone("readwait2")
     .with_args(2),
     lock(
         Kind::Rwsem,
@@ -449,6 +454,7 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
         "readslow",
         true,
     )
+    .alone("readwait")
     .with_args(3),
     lock(
         Kind::Rwsem,
@@ -456,30 +462,30 @@ pub const LOCK_FUNCTIONS: &[LockFunction] = &[
         &["rwsem_down_write_slowpath"],
         "writeslow",
         true,
-    ),
+    )
+    .alone("writewait"),
     lock(
         Kind::Mutex,
         Part::SlowPath,
         &["__mutex_lock_slowpath"],
         "mutexslow",
         true,
-    ),
+    )
+    .alone("mutexwait"),
     lock(
         Kind::Mutex,
         Part::SlowPath,
         &["__mutex_lock_killable_slowpath"],
         "mutexslowk",
         false,
-    )
-    .just_in_case(),
+    ),
     lock(
         Kind::Mutex,
         Part::SlowPath,
         &["__mutex_lock_interruptible_slowpath"],
         "mutexslowi",
         false,
-    )
-    .just_in_case(),
+    ),
 ];
 
 /// The BTF tracepoints of a wait, both of which it takes.

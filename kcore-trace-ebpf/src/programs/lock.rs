@@ -2,8 +2,9 @@
 //!
 //! By fentry and fexit: [`slow_path`] (if contended) → [`acquired`] or [`failed`] → [`release`].
 //! By kprobes, where an exit hook is dear: [`acquired`] at the entry of a function that can't fail,
-//! or [`trying`] and [`tried`] around one that can, then [`slow_path`] and [`slow_path_done`].
-//! At level contended: [`slow_path_of`] and [`slow_path_done`] alone.
+//! or [`trying`] and [`tried`] around one that can, then [`slow_path`] and [`latest_slow_path_done`].
+//! At level contended, and by tracepoint: [`slow_path_of`] and [`slow_path_done`], alone. Their programs have
+//! nothing of what the others do: what a program never comes to still takes its time when it is loaded.
 //!
 //! A wait is kept by the task, in its slot, and so is a hold. By fentry, the hold of a spinlock with a fixed
 //! address is kept at the place of the lock: it is found there without asking which task it is, and no
@@ -503,11 +504,17 @@ unsafe fn become_held(slot: *mut Slot, held: *mut Held, followed: bool) {
 }
 
 #[inline(always)]
+unsafe fn wait_counted(cpu: Cpu, held: *mut Held, index: u32, wait_ns: u64) {
+    record::waited(index, wait_ns);
+    // SAFETY: the caller passes a map value.
+    node::waited(cpu, index, unsafe { (*held).address }, wait_ns);
+}
+
+#[inline(always)]
 unsafe fn wait_ended(at: At, ctx: Context, cpu: Cpu, held: *mut Held, index: u32, wait_ns: u64) {
     // SAFETY: the caller passes map values.
     unsafe {
-        record::waited(index, wait_ns);
-        node::waited(cpu, index, (*held).address, wait_ns);
+        wait_counted(cpu, held, index, wait_ns);
         if is_set::<{ flag::INSIDE }>() {
             reader::waited((*held).reader.into(), wait_ns);
         }
@@ -634,47 +641,62 @@ pub(crate) fn is_waiting(address: u64) -> bool {
     unsafe { slot::held(slot, address, state::WAITING) }.is_some()
 }
 
-/// The slow path returned.
+/// The slow path returned, and nothing else of the acquisition is hooked.
 #[inline(always)]
-pub(crate) fn slow_path_done(ctx: Context, address: u64, got_it: bool, followed: bool) {
+pub(crate) fn slow_path_done(address: u64, got_it: bool) {
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         if let Some(held) = slot::held(slot, address, state::WAITING) {
-            done(ctx, slot, held, got_it, followed);
+            done_alone(slot, held, got_it);
         }
     }
 }
 
-/// The slow path returned, to a hook that does not know of which lock.
+/// The same, to a hook that does not know of which lock.
 #[inline(always)]
-pub(crate) fn latest_slow_path_done(ctx: Context, got_it: bool, followed: bool) {
+pub(crate) fn latest_slow_path_done_alone(got_it: bool) {
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
         if let Some(held) = slot::latest(slot, state::WAITING, state::WAITING) {
-            done(ctx, slot, held, got_it, followed);
+            done_alone(slot, held, got_it);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn done(ctx: Context, slot: *mut Slot, held: *mut Held, got_it: bool, followed: bool) {
+unsafe fn done_alone(slot: *mut Slot, held: *mut Held, got_it: bool) {
     let cpu = record::cpu();
     // SAFETY: the caller passes map values.
     unsafe {
-        let index = (*held).cell;
         if !got_it {
             give_up(slot, held, cpu, true);
             return;
         }
         let wait_ns = now().wrapping_sub((*held).since_ns);
-        wait_ended(unknown_place(held), ctx, cpu, held, index, wait_ns);
-        become_held(
-            slot,
-            held,
-            followed && is_set::<{ flag::EVERY_ACQUISITION }>(),
-        );
+        wait_counted(cpu, held, (*held).cell, wait_ns);
+        become_held(slot, held, false);
+    }
+}
+
+/// The slow path of an acquisition whose entry is hooked too returned, to a hook that does not know of which
+/// lock.
+#[inline(always)]
+pub(crate) fn latest_slow_path_done(ctx: Context, got_it: bool, followed: bool) {
+    let Some(slot) = slot::find() else { return };
+    let cpu = record::cpu();
+    // SAFETY: the slot and what is found in it are map values.
+    unsafe {
+        let waited = slot::latest(slot, state::WAITING, state::WAITING);
+        let Some(held) = waited else { return };
+        if !got_it {
+            give_up(slot, held, cpu, true);
+            return;
+        }
+        let wait_ns = now().wrapping_sub((*held).since_ns);
+        wait_ended(unknown_place(held), ctx, cpu, held, (*held).cell, wait_ns);
+        become_held(slot, held, followed);
     }
 }
 

@@ -154,17 +154,20 @@ fn downgraded(address: u64) {
     }
 }
 
+/// The acquire function, which is hooked too, entered the slow path.
 #[inline(always)]
-fn slow_path(ctx: Context, kind: Type, address: u64, here: Here) {
+fn slow_path(kind: Type, address: u64, here: Here) {
     let known = role(kind, address);
-    if is_set::<{ flag::EVERY_ACQUISITION }>() {
-        if known.is_some() || (blocks_in_use(kind) && op::in_block_scope(here)) {
-            lock::slow_path(At::hashed(address), address, known.is_some());
-        }
-        return;
+    if known.is_some() || (blocks_in_use(kind) && op::in_block_scope(here)) {
+        lock::slow_path(At::hashed(address), address, known.is_some());
     }
+}
+
+/// A slow path was entered, and nothing else of the acquisition is hooked.
+#[inline(always)]
+fn slow_path_alone(ctx: Context, kind: Type, address: u64) {
     let block_mutexes = matches!(kind, Type::Mutex) && blocks::<{ block::KIND }>() == block::MUTEX;
-    let lock = match known {
+    let lock = match role(kind, address) {
         Some(lock) => lock,
         None if block_mutexes && is_block_lock(address) => Lock::VmapBlock,
         None => return,
@@ -198,24 +201,37 @@ macro_rules! acquire_function {
     };
 }
 
-/// Declares the programs of a slow path that has so many arguments.
+/// Declares the programs of a slow path.
 macro_rules! slow_path_function {
+    ($kind:expr, $outcome:ident: $fentry:ident $kprobe:ident $kretprobe:ident) => {
+        programs! {
+            "fentry" $fentry(ctx) { slow_path($kind, ctx.address(0), Here::Trampoline(ctx)) }
+            "kprobe" $kprobe(ctx) {
+                slow_path($kind, ctx.probe_arg0(), Here::Number(ctx.probe_sp()))
+            }
+            "kretprobe" $kretprobe(ctx) {
+                lock::latest_slow_path_done(ctx, Outcome::$outcome.got_it(ctx.probe_ret()), true)
+            }
+        }
+    };
+}
+
+/// Declares the programs that see a slow path alone, which has so many arguments.
+macro_rules! slow_path_alone {
     ($kind:expr, $outcome:ident, $args:literal:
      $fentry:ident $fexit:ident $kprobe:ident $kretprobe:ident) => {
         programs! {
-            "fentry" $fentry(ctx) { slow_path(ctx, $kind, ctx.address(0), Here::Trampoline(ctx)) }
+            "fentry" $fentry(ctx) { slow_path_alone(ctx, $kind, ctx.address(0)) }
             "fexit" $fexit(ctx) {
                 let got_it = match Outcome::$outcome {
                     Outcome::Certain => true,
                     outcome => outcome.got_it(ctx.arg($args)),
                 };
-                lock::slow_path_done(ctx, ctx.address(0), got_it, true)
+                lock::slow_path_done(ctx.address(0), got_it)
             }
-            "kprobe" $kprobe(ctx) {
-                slow_path(ctx, $kind, ctx.probe_arg0(), Here::Number(ctx.probe_sp()))
-            }
+            "kprobe" $kprobe(ctx) { slow_path_alone(ctx, $kind, ctx.probe_arg0()) }
             "kretprobe" $kretprobe(ctx) {
-                lock::latest_slow_path_done(ctx, Outcome::$outcome.got_it(ctx.probe_ret()), true)
+                lock::latest_slow_path_done_alone(Outcome::$outcome.got_it(ctx.probe_ret()))
             }
         }
     };
@@ -236,12 +252,16 @@ acquire_function!(Type::Mutex, ZeroIsSuccess, MUTEX_LOCK_INTERRUPTIBLE: mutexint
 acquire_function!(Type::Mutex, ZeroIsSuccess, MUTEX_LOCK_KILLABLE: mutexkill_fx mutexkill_kp mutexkill_kr);
 acquire_function!(Type::Mutex, ZeroIsFailure, MUTEX_TRYLOCK: mutextry_fx mutextry_kp mutextry_kr);
 
-slow_path_function!(READ, Pointer, 3: readslow_fe readslow_fx readslow_kp readslow_kr);
-slow_path_function!(READ, Pointer, 2: readslow2_fe readslow2_fx readslow2_kp readslow2_kr);
-slow_path_function!(WRITE, Pointer, 2: writeslow_fe writeslow_fx writeslow_kp writeslow_kr);
-slow_path_function!(Type::Mutex, Certain, 1: mutexslow_fe mutexslow_fx mutexslow_kp mutexslow_kr);
-slow_path_function!(Type::Mutex, ZeroIsSuccess, 1: mutexslowk_fe mutexslowk_fx mutexslowk_kp mutexslowk_kr);
-slow_path_function!(Type::Mutex, ZeroIsSuccess, 1: mutexslowi_fe mutexslowi_fx mutexslowi_kp mutexslowi_kr);
+slow_path_function!(READ, Pointer: readslow_fe readslow_kp readslow_kr);
+slow_path_function!(WRITE, Pointer: writeslow_fe writeslow_kp writeslow_kr);
+slow_path_function!(Type::Mutex, Certain: mutexslow_fe mutexslow_kp mutexslow_kr);
+slow_path_function!(Type::Mutex, ZeroIsSuccess: mutexslowk_fe mutexslowk_kp mutexslowk_kr);
+slow_path_function!(Type::Mutex, ZeroIsSuccess: mutexslowi_fe mutexslowi_kp mutexslowi_kr);
+
+slow_path_alone!(READ, Pointer, 3: readwait_fe readwait_fx readwait_kp readwait_kr);
+slow_path_alone!(READ, Pointer, 2: readwait2_fe readwait2_fx readwait2_kp readwait2_kr);
+slow_path_alone!(WRITE, Pointer, 2: writewait_fe writewait_fx writewait_kp writewait_kr);
+slow_path_alone!(Type::Mutex, Certain, 1: mutexwait_fe mutexwait_fx mutexwait_kp mutexwait_kr);
 
 programs! {
     "fentry" uread_fe(ctx) { released(ctx, READ, ctx.address(0)) }

@@ -116,20 +116,21 @@ fn released(ctx: Context, pointer: u64) {
     }
 }
 
+/// The acquire function, which is hooked too, entered the slow path.
 #[inline(always)]
-fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
+fn slow_path(address: u64, here: Here) {
     let known = role(address);
-    // At the entry of an acquisition whose release is not hooked nothing was remembered.
-    let nothing_known = is_set::<{ flag::AT_ENTRY }>() && !followed();
-    if is_set::<{ flag::EVERY_ACQUISITION }>() && !nothing_known {
-        if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
-            let lock = record::role(known.unwrap_or(Lock::VmapBlock));
-            let at = At::of_spinlock(lock.into(), address);
-            lock::slow_path(at, address, known.is_some());
-        }
-        return;
+    if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
+        let lock = record::role(known.unwrap_or(Lock::VmapBlock));
+        let at = At::of_spinlock(lock.into(), address);
+        lock::slow_path(at, address, known.is_some());
     }
-    let lock = match known {
+}
+
+/// A slow path was entered, and nothing else of the acquisition is known.
+#[inline(always)]
+fn slow_path_alone(ctx: Context, address: u64, stack_words: u64) {
+    let lock = match role(address) {
         Some(lock) => lock,
         None if blocks::<{ block::KIND }>() == block::SPINLOCK
             && site::may_be_block_taker(stack_words)
@@ -152,19 +153,23 @@ fn slow_path(ctx: Context, address: u64, here: Here, stack_words: u64) {
 
 /// By trampoline: the words on the stack above a context of two arguments.
 #[inline(always)]
-fn entered_slow_path(ctx: Context) {
-    slow_path(
-        ctx,
-        ctx.address(0),
-        Here::Trampoline(ctx),
-        ctx.as_ptr() as u64 + 16,
-    );
+fn alone(ctx: Context) {
+    slow_path_alone(ctx, ctx.address(0), ctx.as_ptr() as u64 + 16);
 }
 
 #[inline(always)]
-fn entered_slow_path_by_probe(ctx: Context) {
-    let sp = ctx.probe_sp();
-    slow_path(ctx, ctx.probe_arg0(), Here::Number(sp), sp);
+fn alone_by_probe(ctx: Context) {
+    slow_path_alone(ctx, ctx.probe_arg0(), ctx.probe_sp());
+}
+
+#[inline(always)]
+fn entered_by_probe(ctx: Context) {
+    // At the entry of an acquisition whose release is not hooked nothing was remembered.
+    if followed() {
+        slow_path(ctx.probe_arg0(), Here::Number(ctx.probe_sp()));
+    } else {
+        alone_by_probe(ctx);
+    }
 }
 
 #[inline(always)]
@@ -190,10 +195,6 @@ programs! {
     "fexit" spinlock_fx(ctx) { acquired_by(ctx, acquire::RAW_SPIN_LOCK) }
     "fexit" spintry_fx(ctx) { tried_by(ctx, acquire::RAW_SPIN_TRYLOCK) }
     "fentry" spinunlock_fe(ctx) { released(ctx, ctx.arg(0)) }
-    "fentry" spinslow_fe(ctx) { entered_slow_path(ctx) }
-    "fexit" spinslow_fx(ctx) { lock::slow_path_done(ctx, ctx.address(0), true, followed()) }
-    "fentry" spinslowpv_fe(ctx) { entered_slow_path(ctx) }
-    "fexit" spinslowpv_fx(ctx) { lock::slow_path_done(ctx, ctx.address(0), true, followed()) }
 
     "kprobe" spinlock_kp(ctx) {
         let sp = ctx.probe_sp();
@@ -211,8 +212,30 @@ programs! {
     }
     "kretprobe" spintry_kr(ctx) { lock::tried(ctx, ctx.probe_ret() as i32 != 0, followed()) }
     "kprobe" spinunlock_kp(ctx) { released(ctx, ctx.probe_arg0()) }
-    "kprobe" spinslow_kp(ctx) { entered_slow_path_by_probe(ctx) }
-    "kretprobe" spinslow_kr(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
-    "kprobe" spinslowpv_kp(ctx) { entered_slow_path_by_probe(ctx) }
-    "kretprobe" spinslowpv_kr(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
 }
+
+/// Declares the programs of a slow path, and those that see it alone.
+macro_rules! slow_path_function {
+    ($fentry:ident $kprobe:ident $kretprobe:ident,
+     alone: $fentry_alone:ident $fexit_alone:ident $kprobe_alone:ident $kretprobe_alone:ident) => {
+        programs! {
+            "fentry" $fentry(ctx) { slow_path(ctx.address(0), Here::Trampoline(ctx)) }
+            "kprobe" $kprobe(ctx) { entered_by_probe(ctx) }
+            "kretprobe" $kretprobe(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
+
+            "fentry" $fentry_alone(ctx) { alone(ctx) }
+            "fexit" $fexit_alone(ctx) { lock::slow_path_done(ctx.address(0), true) }
+            "kprobe" $kprobe_alone(ctx) { alone_by_probe(ctx) }
+            "kretprobe" $kretprobe_alone(_ctx) { lock::latest_slow_path_done_alone(true) }
+        }
+    };
+}
+
+slow_path_function!(
+    spinslow_fe spinslow_kp spinslow_kr,
+    alone: spinwait_fe spinwait_fx spinwait_kp spinwait_kr
+);
+slow_path_function!(
+    spinslowpv_fe spinslowpv_kp spinslowpv_kr,
+    alone: spinwaitpv_fe spinwaitpv_fx spinwaitpv_kp spinwaitpv_kr
+);

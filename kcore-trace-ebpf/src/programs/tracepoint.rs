@@ -185,7 +185,7 @@ programs! {
             begin(ctx)
         }
     }
-    "tp_btf" end_btf(ctx) { lock::slow_path_done(ctx, ctx.address(0), ctx.arg(1) as i32 == 0, false) }
+    "tp_btf" end_btf(ctx) { lock::slow_path_done(ctx.address(0), ctx.arg(1) as i32 == 0) }
     "tp_btf" alloc_btf(_ctx) { op::count(Op::Alloc) }
     "tp_btf" free_btf(_ctx) { op::count(Op::Free) }
     "tp_btf" purge_btf(_ctx) { op::count(Op::Purge) }

@@ -289,7 +289,7 @@ mod tests {
             Part::Acquire => &[Attach::Fexit, Attach::Kprobe][..],
             Part::TryAcquire => &[Attach::Fexit, Attach::Kprobe, Attach::Kretprobe],
             Part::Release => &[Attach::Fentry, Attach::Kprobe],
-            Part::SlowPath => &all,
+            Part::SlowPath => &[Attach::Fentry, Attach::Kprobe, Attach::Kretprobe],
         };
         let named = |stem: &str, attaches: &[Attach]| -> Vec<String> {
             attaches
@@ -302,7 +302,11 @@ mod tests {
             .iter()
             .flat_map(|(_, stem)| named(stem, &all));
         let locks = probes::LOCK_FUNCTIONS.iter();
-        let locks = locks.flat_map(|function| named(function.stem, of_part(function.part)));
+        let locks = locks.flat_map(|function| {
+            let alone = function.alone.map(|stem| named(stem, &all));
+            let named = named(function.stem, of_part(function.part));
+            named.into_iter().chain(alone.into_iter().flatten())
+        });
         let points = probes::TRACEPOINTS.iter();
         let points = points.flat_map(|(_, stem)| named(stem, &[Attach::Tracepoint]));
         let sequence = ["seqstart_kp", "seqstop_kr", "vstart_kp", "vstop_kr"].map(String::from);

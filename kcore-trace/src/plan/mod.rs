@@ -521,10 +521,13 @@ impl Draft<'_> {
         }
         for function in probes::LOCK_FUNCTIONS {
             let needed = locks.iter().any(|planned| planned.kind == function.kind);
-            let waits_alone = function.part == Part::SlowPath && !function.just_in_case;
-            if !needed || (self.level == Level::Contended && !waits_alone) {
+            let stem = match self.level {
+                Level::Full => Some(function.stem),
+                Level::Contended => function.alone,
+            };
+            let Some(stem) = stem.filter(|_| needed) else {
                 continue;
-            }
+            };
             let found = self.existing(function.symbols);
             let symbol = found.unwrap_or(function.symbols[0]);
             if self.facts.is_passed_over(symbol) {
@@ -543,15 +546,15 @@ impl Draft<'_> {
                 continue;
             }
             match self.hookable(symbol) {
-                Ok(()) => self.lock_function(function, symbol),
+                Ok(()) => self.lock_function(function, stem, symbol),
                 Err(reason) => self.lock_function_missing(function, symbol, &reason),
             }
         }
     }
 
-    fn lock_function(&mut self, function: &LockFunction, symbol: &str) {
+    fn lock_function(&mut self, function: &LockFunction, stem: &str, symbol: &str) {
         for attach in attaches(self.hooks, self.level, function.part) {
-            self.add(*attach, symbol, function.stem, function.kind.name());
+            self.add(*attach, symbol, stem, function.kind.name());
         }
     }
 

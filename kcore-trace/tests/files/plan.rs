@@ -250,7 +250,7 @@ fn the_slow_path_of_spinlocks_has_another_name_where_none_is_paravirtual() {
     assert_eq!(programs(&plan, ONLY), ["spinslow_fe"]);
     assert!(plan.coverage.missing.is_empty() && plan.without_waits().is_empty());
     let plan = chosen(&facts, Level::Contended);
-    assert_eq!(programs(&plan, ONLY), ["spinslow_fx", "spinslow_fe"]);
+    assert_eq!(programs(&plan, ONLY), ["spinwait_fx", "spinwait_fe"]);
     assert!(plan.lock(Lock::VmapArea).is_some());
 }
 
