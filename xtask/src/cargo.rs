@@ -49,6 +49,24 @@ pub(crate) fn check(places: &Places, tools: &Tools, subcommand: &str) -> Result<
     Ok(cargo)
 }
 
+/// Clippy for the programs that run in the kernel. To all other checks they are an empty binary: they are
+/// compiled for another target, with `core` from source, which stable Rust does only when it is told that it
+/// may, in a folder where nothing else is compiled that way.
+pub(crate) fn lint_programs(places: &Places, tools: &Tools) -> Result<Command> {
+    let mut clippy = build(places, tools)?;
+    clippy
+        .args(["clippy", "--locked", "--package", "kcore-trace-ebpf"])
+        .args(["--bin", "probes", "--target", "bpfel-unknown-none"])
+        .args(["-Z", "build-std=core"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            "--cfg=bpf_target_arch=\"x86_64\"",
+        )
+        .env("CARGO_TARGET_DIR", places.target.join("programs"));
+    Ok(clippy)
+}
+
 /// Builds the static binary of the VM tests and says where it is.
 pub(crate) fn guest_binary(places: &Places, tools: &Tools) -> Result<PathBuf> {
     built_guest(places, tools, &[])

@@ -146,7 +146,9 @@ impl Run<'_> {
 
     fn lints(&self, tools: &Tools) -> Result<()> {
         let mut clippy = cargo::check(self.places, tools, "clippy")?;
-        command::run(clippy.args(["--all-targets", "--", "-D", "warnings"]))
+        command::run(clippy.args(["--all-targets", "--", "-D", "warnings"]))?;
+        let mut clippy = cargo::lint_programs(self.places, tools)?;
+        command::run(clippy.args(["--", "-D", "warnings"]))
     }
 
     fn host_tests(&mut self, tools: &Tools) -> Result<()> {

@@ -236,7 +236,7 @@ fn told(counts: u64, base: u64, rcu: u64, no_rcu: u64) -> u64 {
     let task = bit(Word::SoftirqsOff, any(counts & audit::SOFTIRQS_OFF))
         | bit(Word::PreemptionOff, above(counts & audit::PREEMPT, base))
         | bit(Word::Rcu, above(rcu, no_rcu));
-    interrupt | task * is_task
+    interrupt | (task * is_task)
 }
 
 /// The preempt count of this CPU.

@@ -68,6 +68,7 @@ pub(crate) fn row(owner: u64) -> u32 {
     // A free row before one that another may come back to.
     // SAFETY: map values.
     let free = search(first, |row| unsafe { equal((*row).owner, 0) });
+    // SAFETY: map values.
     let idle = search(first, |row| unsafe { is_idle(row, now) });
     let number = choose(equal(free, NONE), idle, free) as u32;
     let Some(row) = maps::READERS.get_ptr_mut(number) else {

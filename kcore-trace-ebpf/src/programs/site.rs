@@ -183,8 +183,8 @@ impl Caller {
 #[inline(always)]
 pub(crate) fn caller(from: Caller) -> u64 {
     match from {
-        // SAFETY: the helper checks the address.
         Caller::Probe(ctx) => {
+            // SAFETY: the helper checks the address.
             unsafe { bpf_probe_read_kernel(ctx.probe_sp() as *const u64) }.unwrap_or(0)
         }
         Caller::Entry(_) => 0,

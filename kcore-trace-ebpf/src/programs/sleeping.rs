@@ -4,10 +4,10 @@
 //! killed or interrupted returns without the lock and is counted as aborted, never as an
 //! acquisition. A holder may sleep and be moved to another CPU; everything about it is kept by task.
 
-use kcore_trace_ebpf::layout::{acquire, address, block, flag};
+use kcore_trace_ebpf::layout::{acquire, address, block};
 use kcore_trace_ebpf::words::{Lock, Mode};
 
-use super::constants::{blocks, is_set, lock as address_of};
+use super::constants::{blocks, lock as address_of};
 use super::holder::At;
 use super::lock::{self, Taken};
 use super::site::{self, Caller};

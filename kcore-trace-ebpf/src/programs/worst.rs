@@ -140,8 +140,8 @@ unsafe fn take_stack(ctx: Context, stack: *mut Stack) {
 /// Where the stack of a holder is left: turns of one lock follow each other.
 #[inline(always)]
 fn place_of(address: u64, turn: u16) -> u32 {
-    ((address >> blame::SPINLOCK_BITS) as u32).wrapping_mul(7) + u32::from(turn)
-        & (HOLDER_STACKS as u32 - 1)
+    let first = ((address >> blame::SPINLOCK_BITS) as u32).wrapping_mul(7);
+    (first + u32::from(turn)) & (HOLDER_STACKS as u32 - 1)
 }
 
 /// A hold ends, and the holder still has the lock: if others wait for it, it leaves its stack. Not
