@@ -624,12 +624,14 @@ pub mod reader {
 pub struct CpuCounters {
     pub ops: [OpCounters; Op::COUNT],
     pub misses: [u64; miss::COUNT as usize],
+    /// How many waits for spinlocks go on here, where nothing but slow paths is hooked; no counter.
+    pub spinning: u64,
     pub unused: [u64; UNUSED],
 }
 
 /// What fills a cache line.
 const UNUSED: usize = {
-    let used = 4 * Op::COUNT + miss::COUNT as usize;
+    let used = 4 * Op::COUNT + miss::COUNT as usize + 1;
     used.next_multiple_of(8) - used
 };
 

@@ -22,8 +22,9 @@ use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
 
 use super::audit::{self, Acquisition};
 use super::blame as blamed;
-use super::constants::{is_set, kernel};
+use super::constants::{flags, is_set, kernel};
 use super::holder::{self, At, Hold};
+use super::maps::{COUNTERS, Shared};
 use super::record::{self, Cpu, Series};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
@@ -592,7 +593,7 @@ pub(crate) fn slow_path(at: At, address: u64, is_ours: bool) {
                 (*held).state = state::WAITING;
             }
         } else {
-            wait_begins(slot, address, cell, blamed::counts().then_some(at));
+            wait_begins(slot, address, cell, blamed::counts().then_some(at), false);
         }
     }
 }
@@ -603,12 +604,13 @@ pub(crate) fn slow_path(at: At, address: u64, is_ours: bool) {
 pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
     let cell = record::forget_half(cell_by_site(taken, Some(stack.op), stack.site));
     let Some(slot) = slot::claim() else { return };
+    let alone = !is_set::<{ flag::EVERY_ACQUISITION }>();
     // SAFETY: the slot is a map value.
-    unsafe { wait_begins(slot, taken.address(), cell, None) };
+    unsafe { wait_begins(slot, taken.address(), cell, None, alone) };
 }
 
 #[inline(always)]
-unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: Option<At>) {
+unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: Option<At>, alone: bool) {
     // SAFETY: the caller passes a map value.
     unsafe {
         let held = match slot::held(slot, address, state::WAITING) {
@@ -620,6 +622,9 @@ unsafe fn wait_begins(slot: *mut Slot, address: u64, cell: u32, asks: Option<At>
                 let Some(room) = slot::occupy(slot, address, state::WAITING) else {
                     return;
                 };
+                if alone {
+                    waits::begins(cell);
+                }
                 room
             }
         };
@@ -641,9 +646,20 @@ pub(crate) fn is_waiting(address: u64) -> bool {
     unsafe { slot::held(slot, address, state::WAITING) }.is_some()
 }
 
+/// The kind of lock whose slow path has returned, as far as a hook knows.
+#[derive(Clone, Copy)]
+pub(crate) enum Returned {
+    Spinlock,
+    Sleeping,
+    Either,
+}
+
 /// The slow path returned, and nothing else of the acquisition is hooked.
 #[inline(always)]
-pub(crate) fn slow_path_done(address: u64, got_it: bool) {
+pub(crate) fn slow_path_done(returned: Returned, address: u64, got_it: bool) {
+    if !waits::may_be_one(returned) {
+        return;
+    }
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
@@ -655,7 +671,10 @@ pub(crate) fn slow_path_done(address: u64, got_it: bool) {
 
 /// The same, to a hook that does not know of which lock.
 #[inline(always)]
-pub(crate) fn latest_slow_path_done_alone(got_it: bool) {
+pub(crate) fn latest_slow_path_done_alone(returned: Returned, got_it: bool) {
+    if !waits::may_be_one(returned) {
+        return;
+    }
     let Some(slot) = slot::find() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
@@ -670,13 +689,68 @@ unsafe fn done_alone(slot: *mut Slot, held: *mut Held, got_it: bool) {
     let cpu = record::cpu();
     // SAFETY: the caller passes map values.
     unsafe {
-        if !got_it {
+        let cell = (*held).cell;
+        if got_it {
+            let wait_ns = now().wrapping_sub((*held).since_ns);
+            wait_counted(cpu, held, cell, wait_ns);
+            become_held(slot, held, false);
+        } else {
             give_up(slot, held, cpu, true);
-            return;
         }
-        let wait_ns = now().wrapping_sub((*held).since_ns);
-        wait_counted(cpu, held, (*held).cell, wait_ns);
-        become_held(slot, held, false);
+        waits::ends(cell);
+    }
+}
+
+/// How many waits go on, where nothing but slow paths is hooked: most contended locks of a kernel are none of
+/// ours, and when one of them was waited for, there is no task to look for if nobody waits for ours.
+///
+/// A wait for a spinlock is counted by the CPU, which the waiter does not leave; one for a lock that lets
+/// others run by all CPUs together. One whose end is not seen is counted for ever, and from then on every
+/// task is looked for.
+mod waits {
+    use super::*;
+
+    static ASLEEP: Shared<u64> = Shared::new(0);
+
+    #[inline(always)]
+    pub(super) fn begins(cell: u32) {
+        count(cell, 1);
+    }
+
+    #[inline(always)]
+    pub(super) fn ends(cell: u32) {
+        count(cell, u64::MAX);
+    }
+
+    #[inline(always)]
+    fn count(cell: u32, change: u64) {
+        let spinlocks = flags::<{ flag::SPINLOCKS }>();
+        // SAFETY: a word of a map value, and one of a static.
+        unsafe {
+            if spinlocks >> layout::blame::lock(cell.into()) & 1 == 0 {
+                record::add(ASLEEP.get(), change);
+            } else if let Some(counters) = COUNTERS.get_ptr_mut(record::cpu_id()) {
+                record::add(&raw mut (*counters).spinning, change);
+            }
+        }
+    }
+
+    /// Whether a slow path that returned may have been that of a lock of ours.
+    #[inline(always)]
+    pub(super) fn may_be_one(returned: Returned) -> bool {
+        // SAFETY: a word of a map value, and one of a static, read whole.
+        unsafe {
+            let asleep = || read_volatile(ASLEEP.get());
+            let spinning = || {
+                let counters = COUNTERS.get_ptr_mut(record::cpu_id());
+                counters.map_or(0, |counters| read_volatile(&raw const (*counters).spinning))
+            };
+            match returned {
+                Returned::Spinlock => spinning() != 0,
+                Returned::Sleeping => asleep() != 0,
+                Returned::Either => spinning() | asleep() != 0,
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, lock as address_of};
 use super::holder::At;
-use super::lock::{self, Taken};
+use super::lock::{self, Returned, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
 use super::spin::is_block_lock;
@@ -227,11 +227,12 @@ macro_rules! slow_path_alone {
                     Outcome::Certain => true,
                     outcome => outcome.got_it(ctx.arg($args)),
                 };
-                lock::slow_path_done(ctx.address(0), got_it)
+                lock::slow_path_done(Returned::Sleeping, ctx.address(0), got_it)
             }
             "kprobe" $kprobe(ctx) { slow_path_alone(ctx, $kind, ctx.probe_arg0()) }
             "kretprobe" $kretprobe(ctx) {
-                lock::latest_slow_path_done_alone(Outcome::$outcome.got_it(ctx.probe_ret()))
+                let got_it = Outcome::$outcome.got_it(ctx.probe_ret());
+                lock::latest_slow_path_done_alone(Returned::Sleeping, got_it)
             }
         }
     };

@@ -11,7 +11,7 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, is_set, lock as address_of, nodes};
 use super::holder::At;
-use super::lock::{self, Taken};
+use super::lock::{self, Returned, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
 use super::{Context, number, op, programs, record};
@@ -224,9 +224,9 @@ macro_rules! slow_path_function {
             "kretprobe" $kretprobe(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
 
             "fentry" $fentry_alone(ctx) { alone(ctx) }
-            "fexit" $fexit_alone(ctx) { lock::slow_path_done(ctx.address(0), true) }
+            "fexit" $fexit_alone(ctx) { lock::slow_path_done(Returned::Spinlock, ctx.address(0), true) }
             "kprobe" $kprobe_alone(ctx) { alone_by_probe(ctx) }
-            "kretprobe" $kretprobe_alone(_ctx) { lock::latest_slow_path_done_alone(true) }
+            "kretprobe" $kretprobe_alone(_ctx) { lock::latest_slow_path_done_alone(Returned::Spinlock, true) }
         }
     };
 }

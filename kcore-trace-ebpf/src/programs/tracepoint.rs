@@ -15,7 +15,7 @@ use kcore_trace_ebpf::layout::{address, block, node, text};
 use kcore_trace_ebpf::words::{Lock, Mode, Op};
 
 use super::constants::{blocks, kernel, lock as address_of, nodes};
-use super::lock::{self, Taken};
+use super::lock::{self, Returned, Taken};
 use super::maps::Shared;
 use super::record;
 use super::spin::{self, is_block_lock};
@@ -185,7 +185,7 @@ programs! {
             begin(ctx)
         }
     }
-    "tp_btf" end_btf(ctx) { lock::slow_path_done(ctx.address(0), ctx.arg(1) as i32 == 0) }
+    "tp_btf" end_btf(ctx) { lock::slow_path_done(Returned::Either, ctx.address(0), ctx.arg(1) as i32 == 0) }
     "tp_btf" alloc_btf(_ctx) { op::count(Op::Alloc) }
     "tp_btf" free_btf(_ctx) { op::count(Op::Free) }
     "tp_btf" purge_btf(_ctx) { op::count(Op::Purge) }

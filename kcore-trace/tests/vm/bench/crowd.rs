@@ -164,6 +164,7 @@ impl Crowd {
         let mut counters = CpuCounters {
             ops: [OpCounters::default(); Op::COUNT],
             misses: [0; miss::COUNT as usize],
+            spinning: 0,
             unused: [0; _],
         };
         for op in OPS {
