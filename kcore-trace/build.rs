@@ -67,11 +67,10 @@ fn build(programs: &Path, folder: &Path) -> Result<()> {
         // may.
         .args(["-Z", "build-std=core"])
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
-    // Who runs this has set them for the host.
-    for variable in ["RUSTC", "RUSTC_WORKSPACE_WRAPPER"] {
-        cargo.env_remove(variable);
-    }
+        .env("CARGO_BUILD_BUILD_DIR", folder)
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        // Who runs this has set it for the crates of the host.
+        .env_remove("RUSTC_WORKSPACE_WRAPPER");
     let output = cargo.output().context("failed to start cargo")?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {

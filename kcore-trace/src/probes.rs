@@ -267,7 +267,7 @@ pub struct LockFunction {
     pub alone: Option<&'static str>,
     /// Whether measuring makes no sense without it.
     pub essential: bool,
-    /// How many arguments it must have, where that changed: its result stands behind them.
+    /// How many arguments it must have for [`Self::alone`], where that changed: its result stands behind them.
     pub args: Option<usize>,
 }
 

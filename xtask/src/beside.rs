@@ -3,10 +3,10 @@
 //! In: a command that asks nobody anything. Out: what it printed, when it is waited for: until then it would
 //! be lost among what others print.
 //!
-//! Invariant: what was started is waited for, or ended.
+//! Invariant: what was started is waited for, or ended with all that it has started.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
     process::{Child, Command, ExitStatus, Stdio},
@@ -15,8 +15,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::command::shown;
+
+/// Itself, for other chores: what was built in its place meanwhile is another program.
+pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How often it is looked whether a command has printed more.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -94,11 +101,29 @@ impl Beside {
 }
 
 impl Drop for Beside {
-    /// Ends it, if nobody waited for it.
+    /// Ends it and all that it has started, if nobody waited for it.
     fn drop(&mut self) {
-        // What has ended cannot be killed, and what belongs to root ends by itself.
-        _ = self.child.kill();
+        if let Ok(None) = self.child.try_wait() {
+            let mut processes = vec![self.child.id()];
+            descendants(self.child.id(), &mut processes);
+            for process in processes {
+                // It may have ended; and what belongs to root ends by itself.
+                _ = kill(Pid::from_raw(process as i32), Signal::SIGTERM);
+            }
+        }
         _ = self.child.wait();
+    }
+}
+
+/// The processes that a process has started, and those that they have.
+fn descendants(process: u32, found: &mut Vec<u32>) {
+    let threads = fs::read_dir(format!("/proc/{process}/task"));
+    for thread in threads.into_iter().flatten().flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|id| id.parse().ok()) {
+            found.push(child);
+            descendants(child, found);
+        }
     }
 }
 
@@ -111,7 +136,11 @@ fn printed(file: &File) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     fn shell(script: &str) -> Beside {
         Beside::start(Command::new("sh").args(["-c", script])).unwrap()
@@ -149,10 +178,26 @@ mod tests {
 
     #[test]
     fn a_command_that_nobody_waits_for_is_ended() {
-        let beside = shell("exec sleep 1000");
-        let process = format!("/proc/{}", beside.child.id());
-        assert!(std::path::Path::new(&process).exists());
+        let beside = shell("sleep 1000 & wait");
+        let begun = Instant::now();
+        let started = loop {
+            let mut started = Vec::new();
+            descendants(beside.child.id(), &mut started);
+            if !started.is_empty() {
+                break started;
+            }
+            assert!(begun.elapsed() < PATIENCE, "nothing was started");
+            thread::yield_now();
+        };
         drop(beside);
-        assert!(!std::path::Path::new(&process).exists());
+        // What nobody waits for any more may be there until init has noticed, as a zombie.
+        let runs = |process: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{process}/stat"));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        while started.iter().any(runs) {
+            assert!(begun.elapsed() < PATIENCE, "it runs on");
+            thread::sleep(GLANCE);
+        }
     }
 }

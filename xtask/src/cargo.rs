@@ -1,8 +1,8 @@
 //! Calling cargo.
 //!
 //! Owns how the chores build this workspace: which cargo, with which PATH and
-//! which settings. All checks share one file of settings, so no two of them
-//! rebuild each other's work; they say there why.
+//! which settings. All checks of what runs on the host share one file of settings,
+//! so no two of them rebuild each other's work; they say there why.
 
 use std::{
     env,
@@ -51,7 +51,7 @@ pub(crate) fn check(places: &Places, tools: &Tools, subcommand: &str) -> Result<
 
 /// Clippy for the programs that run in the kernel. To all other checks they are an empty binary: they are
 /// compiled for another target, with `core` from source, which stable Rust does only when it is told that it
-/// may, in a folder where nothing else is compiled that way.
+/// may, in a folder where nothing else is compiled that way. As in `kcore-trace/build.rs`, which builds them.
 pub(crate) fn lint_programs(places: &Places, tools: &Tools) -> Result<Command> {
     let mut clippy = build(places, tools)?;
     clippy

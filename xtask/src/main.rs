@@ -42,7 +42,7 @@ struct Cli {
 enum Chore {
     /// Put what the build and the VM tests need on this machine
     Setup,
-    /// Run every check and test, in order, stopping at the first failure
+    /// Run every check and test, in order, until one fails
     Test(test::Options),
     /// Build the tool and show it on the running kernel
     Demo,

@@ -38,6 +38,23 @@ impl Privilege {
         }
     }
 
+    /// The same where nobody is to be asked.
+    pub(crate) fn silent() -> Self {
+        match Self::find() {
+            Self::SudoAsks => Self::None,
+            privilege => privilege,
+        }
+    }
+
+    /// Asks for the password now, while somebody sits there, so that sudo works silently for a while. Who has
+    /// none goes on without.
+    pub(crate) fn ask_early() {
+        if Self::find() == Self::SudoAsks {
+            // Sudo says itself what is wrong.
+            _ = Command::new("sudo").arg("-v").status();
+        }
+    }
+
     /// A command that runs `program` as root, if there is a way.
     pub(crate) fn command(self, program: impl AsRef<OsStr>) -> Option<Command> {
         let mut command = match self {

@@ -55,7 +55,7 @@ impl Steps {
         let outcome = work(&step);
         step.end();
         let ending = outcome.as_ref().map_or("failed", |(_, ending)| ending);
-        if self.is_shown {
+        if self.is_shown || outcome.is_err() {
             eprintln!("{title}: {ending}{}", took(began.elapsed()));
         }
         Ok(outcome?.0)

@@ -1,11 +1,11 @@
 //! The one test command.
 //!
 //! Owns the order of the checks: cheap before dear, each printing its name and
-//! its time, the first failure ending the run. Whatever happens, the last line
+//! its time, a failure ending the run, but for what runs beside it. Whatever happens, the last line
 //! of stdout is `N passed, N failed, N skipped`, and what failed is before it.
 
 use std::{
-    env, fs,
+    fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -17,7 +17,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::{
-    beside::Beside,
+    beside::{Beside, THIS_PROGRAM},
     cargo,
     command::{self, shown},
     complaint,
@@ -107,9 +107,8 @@ impl Run<'_> {
             kernels.end(run.places)
         })?;
         let guest = self.guest_binary(&tools)?;
-        // These do little but wait, and so do some guests.
-        let privilege = self.privilege()?;
-        let native = native_tests(privilege, &guest)?;
+        // These wait for more than half of their time, and so does now and then each guest.
+        let native = native_tests(&guest)?;
         let dashboards = dashboards()?;
         let in_guests = self.step("VM tests", |run| run.vm_tests(kernels, &guest));
         let natively = self.step("the running kernel, beside them", |run| {
@@ -118,7 +117,16 @@ impl Run<'_> {
         let shown = self.step("dashboards and rules, beside them", |run| {
             run.dashboards(dashboards)
         });
-        in_guests.and(natively).and(shown)?;
+        // All of them are told; the last by who gets it.
+        let mut failures: Vec<_> = [in_guests, natively, shown]
+            .into_iter()
+            .filter_map(Result::err)
+            .collect();
+        let last = failures.pop();
+        for failure in failures {
+            println!("{}", complaint(&failure));
+        }
+        last.map_or(Ok(()), Err)?;
         self.step("the lab, quickly", |run| run.lab(&guest))
     }
 
@@ -270,22 +278,11 @@ impl Run<'_> {
         }
         Ok(())
     }
-
-    /// How to become root without being asked from now on.
-    fn privilege(&self) -> Result<Privilege> {
-        match Privilege::find() {
-            Privilege::SudoAsks => {
-                command::run(Command::new("sudo").arg("-v"))?;
-                Ok(Privilege::Sudo)
-            }
-            privilege => Ok(privilege),
-        }
-    }
 }
 
-/// Begins the tests on the running kernel, if there is a way to.
-fn native_tests(privilege: Privilege, guest: &Path) -> Result<Option<Beside>> {
-    let native = privilege.command(guest);
+/// Begins the tests on the running kernel, if there is a way to without asking anybody.
+fn native_tests(guest: &Path) -> Result<Option<Beside>> {
+    let native = Privilege::silent().command(guest);
     native
         .map(|mut native| Beside::start(native.arg("--native")))
         .transpose()
@@ -293,8 +290,7 @@ fn native_tests(privilege: Privilege, guest: &Path) -> Result<Option<Beside>> {
 
 /// Begins the check of the dashboards, a chore of its own.
 fn dashboards() -> Result<Beside> {
-    let chores = env::current_exe().context("failed to find this program")?;
-    Beside::start(Command::new(chores).arg("dashboards"))
+    Beside::start(Command::new(THIS_PROGRAM).arg("dashboards"))
 }
 
 #[cfg(test)]

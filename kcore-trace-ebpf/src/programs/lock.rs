@@ -3,8 +3,10 @@
 //! By fentry and fexit: [`slow_path`] (if contended) → [`acquired`] or [`failed`] → [`release`].
 //! By kprobes, where an exit hook is dear: [`acquired`] at the entry of a function that can't fail,
 //! or [`trying`] and [`tried`] around one that can, then [`slow_path`] and [`latest_slow_path_done`].
-//! At level contended, and by tracepoint: [`slow_path_of`] and [`slow_path_done`], alone. Their programs have
-//! nothing of what the others do: what a program never comes to still takes its time when it is loaded.
+//! Where nothing but slow paths is hooked, at level contended and by tracepoint: [`slow_path_alone`], then
+//! [`slow_path_alone_done`] or [`latest_slow_path_alone_done`]. Their programs have nothing of what the others
+//! do: what a program never comes to still takes its time when it is loaded. By kprobe, spinlocks whose
+//! releases are not hooked begin to wait like that at level full too.
 //!
 //! A wait is kept by the task, in its slot, and so is a hold. By fentry, the hold of a spinlock with a fixed
 //! address is kept at the place of the lock: it is found there without asking which task it is, and no
@@ -598,10 +600,10 @@ pub(crate) fn slow_path(at: At, address: u64, is_ours: bool) {
     }
 }
 
-/// The task entered a slow path and nothing else of the acquisition is hooked: who called is read
+/// The task entered a slow path and nothing else of the acquisition is known: who called is read
 /// from the stack.
 #[inline(always)]
-pub(crate) fn slow_path_of(taken: Taken, stack: &site::Stack) {
+pub(crate) fn slow_path_alone(taken: Taken, stack: &site::Stack) {
     let cell = record::forget_half(cell_by_site(taken, Some(stack.op), stack.site));
     let Some(slot) = slot::claim() else { return };
     let alone = !is_set::<{ flag::EVERY_ACQUISITION }>();
@@ -656,7 +658,7 @@ pub(crate) enum Returned {
 
 /// The slow path returned, and nothing else of the acquisition is hooked.
 #[inline(always)]
-pub(crate) fn slow_path_done(returned: Returned, address: u64, got_it: bool) {
+pub(crate) fn slow_path_alone_done(returned: Returned, address: u64, got_it: bool) {
     if !waits::may_be_one(returned) {
         return;
     }
@@ -671,7 +673,7 @@ pub(crate) fn slow_path_done(returned: Returned, address: u64, got_it: bool) {
 
 /// The same, to a hook that does not know of which lock.
 #[inline(always)]
-pub(crate) fn latest_slow_path_done_alone(returned: Returned, got_it: bool) {
+pub(crate) fn latest_slow_path_alone_done(returned: Returned, got_it: bool) {
     if !waits::may_be_one(returned) {
         return;
     }

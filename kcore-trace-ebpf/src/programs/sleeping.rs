@@ -178,7 +178,7 @@ fn slow_path_alone(ctx: Context, kind: Type, address: u64) {
         return;
     };
     if !taken.is(Lock::VmapBlock) || stack.site.takes_block_lock {
-        lock::slow_path_of(taken, &stack);
+        lock::slow_path_alone(taken, &stack);
     }
 }
 
@@ -227,12 +227,12 @@ macro_rules! slow_path_alone {
                     Outcome::Certain => true,
                     outcome => outcome.got_it(ctx.arg($args)),
                 };
-                lock::slow_path_done(Returned::Sleeping, ctx.address(0), got_it)
+                lock::slow_path_alone_done(Returned::Sleeping, ctx.address(0), got_it)
             }
             "kprobe" $kprobe(ctx) { slow_path_alone(ctx, $kind, ctx.probe_arg0()) }
             "kretprobe" $kretprobe(ctx) {
                 let got_it = Outcome::$outcome.got_it(ctx.probe_ret());
-                lock::latest_slow_path_done_alone(Returned::Sleeping, got_it)
+                lock::latest_slow_path_alone_done(Returned::Sleeping, got_it)
             }
         }
     };

@@ -147,7 +147,7 @@ fn slow_path_alone(ctx: Context, address: u64, stack_words: u64) {
     };
     if role != Lock::VmapBlock as u32 || stack.site.takes_block_lock {
         let taken = Taken::numbered(address, role, Mode::Exclusive);
-        lock::slow_path_of(taken, &stack);
+        lock::slow_path_alone(taken, &stack);
     }
 }
 
@@ -214,28 +214,35 @@ programs! {
     "kprobe" spinunlock_kp(ctx) { released(ctx, ctx.probe_arg0()) }
 }
 
-/// Declares the programs of a slow path, and those that see it alone.
+/// Declares the programs of a slow path.
 macro_rules! slow_path_function {
-    ($fentry:ident $kprobe:ident $kretprobe:ident,
-     alone: $fentry_alone:ident $fexit_alone:ident $kprobe_alone:ident $kretprobe_alone:ident) => {
+    ($fentry:ident $kprobe:ident $kretprobe:ident) => {
         programs! {
             "fentry" $fentry(ctx) { slow_path(ctx.address(0), Here::Trampoline(ctx)) }
             "kprobe" $kprobe(ctx) { entered_by_probe(ctx) }
             "kretprobe" $kretprobe(ctx) { lock::latest_slow_path_done(ctx, true, followed()) }
-
-            "fentry" $fentry_alone(ctx) { alone(ctx) }
-            "fexit" $fexit_alone(ctx) { lock::slow_path_done(Returned::Spinlock, ctx.address(0), true) }
-            "kprobe" $kprobe_alone(ctx) { alone_by_probe(ctx) }
-            "kretprobe" $kretprobe_alone(_ctx) { lock::latest_slow_path_done_alone(Returned::Spinlock, true) }
         }
     };
 }
 
-slow_path_function!(
-    spinslow_fe spinslow_kp spinslow_kr,
-    alone: spinwait_fe spinwait_fx spinwait_kp spinwait_kr
-);
-slow_path_function!(
-    spinslowpv_fe spinslowpv_kp spinslowpv_kr,
-    alone: spinwaitpv_fe spinwaitpv_fx spinwaitpv_kp spinwaitpv_kr
-);
+/// Declares the programs that see a slow path alone.
+macro_rules! slow_path_alone {
+    ($fentry:ident $fexit:ident $kprobe:ident $kretprobe:ident) => {
+        programs! {
+            "fentry" $fentry(ctx) { alone(ctx) }
+            "fexit" $fexit(ctx) {
+                lock::slow_path_alone_done(Returned::Spinlock, ctx.address(0), true)
+            }
+            "kprobe" $kprobe(ctx) { alone_by_probe(ctx) }
+            "kretprobe" $kretprobe(_ctx) {
+                lock::latest_slow_path_alone_done(Returned::Spinlock, true)
+            }
+        }
+    };
+}
+
+slow_path_function!(spinslow_fe spinslow_kp spinslow_kr);
+slow_path_function!(spinslowpv_fe spinslowpv_kp spinslowpv_kr);
+
+slow_path_alone!(spinwait_fe spinwait_fx spinwait_kp spinwait_kr);
+slow_path_alone!(spinwaitpv_fe spinwaitpv_fx spinwaitpv_kp spinwaitpv_kr);

@@ -176,7 +176,7 @@ fn begin(ctx: Context) {
     } else {
         Mode::Exclusive
     };
-    lock::slow_path_of(Taken::numbered(lock, role, mode), &stack);
+    lock::slow_path_alone(Taken::numbered(lock, role, mode), &stack);
 }
 
 programs! {
@@ -185,7 +185,7 @@ programs! {
             begin(ctx)
         }
     }
-    "tp_btf" end_btf(ctx) { lock::slow_path_done(Returned::Either, ctx.address(0), ctx.arg(1) as i32 == 0) }
+    "tp_btf" end_btf(ctx) { lock::slow_path_alone_done(Returned::Either, ctx.address(0), ctx.arg(1) as i32 == 0) }
     "tp_btf" alloc_btf(_ctx) { op::count(Op::Alloc) }
     "tp_btf" free_btf(_ctx) { op::count(Op::Free) }
     "tp_btf" purge_btf(_ctx) { op::count(Op::Purge) }

@@ -534,7 +534,7 @@ impl Draft<'_> {
                 continue;
             }
             let args = self.facts.function(symbol).args;
-            if let (Some(wanted), Some(args)) = (function.args, args)
+            if let (Some(wanted), Some(args), Level::Contended) = (function.args, args, self.level)
                 && wanted != args
             {
                 continue;

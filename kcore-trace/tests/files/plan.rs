@@ -272,6 +272,23 @@ fn the_paravirtual_slow_path_of_spinlocks_is_hooked_unless_it_never_runs() {
 }
 
 #[test]
+fn how_many_arguments_a_slow_path_has_matters_where_its_result_is_read() {
+    let mut facts = facts("6.1");
+    let slow_path = "rwsem_down_read_slowpath";
+    for (args, alone) in [
+        (2, ["readwait2_fx", "readwait2_fe"].as_slice()),
+        (3, &["readwait_fx", "readwait_fe"]),
+        (4, &[]),
+    ] {
+        facts.functions.get_mut(slow_path).unwrap().args = Some(args);
+        let contended = chosen(&facts, Level::Contended);
+        assert_eq!(programs(&contended, slow_path), alone);
+        let full = chosen(&facts, Level::Full);
+        assert_eq!(programs(&full, slow_path), ["readslow_fe"]);
+    }
+}
+
+#[test]
 fn what_calls_the_chosen_slow_path_is_not_hooked_besides_it() {
     let mut facts = facts("6.1");
     rename(&mut facts, NATIVE, &[NATIVE, ONLY]);

@@ -30,7 +30,7 @@ use crate::{
 };
 use packages::Programs;
 
-#[derive(Args, Default)]
+#[derive(Args)]
 pub(crate) struct Options {
     /// Write the dashboards' JSON from their tables, and do nothing else
     #[arg(long)]
@@ -69,13 +69,7 @@ fn files(places: &Places) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// All checks, with a finished tool.
-pub(crate) fn check(
-    places: &Places,
-    kernels: &[Kernel],
-    tool: &Path,
-    options: &Options,
-) -> Result<Tally> {
+fn check(places: &Places, kernels: &[Kernel], tool: &Path, options: &Options) -> Result<Tally> {
     let programs = packages::provide(places)?;
     let mut tally = Tally::default();
     rules(places, &programs)?;

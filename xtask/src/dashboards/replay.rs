@@ -32,7 +32,7 @@ const CASE: &str = "an_exporter_sends_its_pages";
 pub(super) const KERNEL: &str = "6.12";
 /// Seconds between two pages of the guest, by its clock.
 const APART: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The forms of a page: how it is named, what a scraper asks for, and what it is told it gets.
 const FORMS: [(&str, &str, &str); 2] = [

@@ -3,7 +3,7 @@
 //! In: a list of boots. Out: the result of each, in the order of completion.
 //! Twice as many run at once as a small host has cores: the emulator runs all CPUs
 //! of a guest in one thread, and a guest that detaches programs waits for most of
-//! that time.
+//! that time. With the tests there is one more, of the dashboards.
 
 use std::sync::{Mutex, mpsc};
 

@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    beside::Beside,
+    beside::{Beside, THIS_PROGRAM},
     lab::{
         build::{
             self,
@@ -32,6 +32,7 @@ use crate::{
         kernels::{self, Kernel},
     },
     places::{Places, wait_for_turn},
+    privilege::Privilege,
     steps::{Step, Steps},
 };
 
@@ -86,13 +87,15 @@ impl Kernels {
     /// Begins it, after all that may ask the user for a password: the build's tools, and the packages of this
     /// machine.
     pub(crate) fn begin(places: &Places) -> Result<(Tools, Self)> {
-        let _lock = lock(places)?;
+        Privilege::ask_early();
+        let lock = lock(places)?;
         let mut steps = Steps::new(5);
         let tools = build_steps(places, &mut steps)?;
         steps.run("QEMU", programs::qemu)?;
         steps.run("what compiles kernels", programs::kernel_build)?;
-        let setup = env::current_exe().context("failed to find this program")?;
-        let kernels = Beside::start(Command::new(setup).arg("setup"))?;
+        // The other one takes it.
+        drop(lock);
+        let kernels = Beside::start(Command::new(THIS_PROGRAM).arg("setup"))?;
         Ok((tools, Self(kernels)))
     }
 
