@@ -6,9 +6,9 @@
 
 use std::io;
 use std::mem::{offset_of, size_of, zeroed};
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
+use aya_obj::generated::{bpf_attr, bpf_btf_info, bpf_cmd, bpf_link_info, bpf_prog_info};
 
 /// Attributes of which nothing is set.
 pub(crate) fn attributes() -> bpf_attr {
@@ -52,12 +52,20 @@ pub(crate) unsafe fn open(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<O
 /// `T` is what the kernel writes of such an object: plain data, for which zero is a valid value.
 unsafe fn info<T>(object: BorrowedFd<'_>) -> io::Result<(T, usize)> {
     // SAFETY: the caller's promise.
-    let mut info: T = unsafe { zeroed() };
+    unsafe { info_into(object, zeroed()) }
+}
+
+/// The same, and what it has room for is written there.
+///
+/// # Safety
+///
+/// As for [`info`], and every pointer in it is valid for as many bytes as it says.
+unsafe fn info_into<T>(object: BorrowedFd<'_>, mut info: T) -> io::Result<(T, usize)> {
     let mut attr = attributes();
     attr.info.bpf_fd = object.as_raw_fd() as u32;
     attr.info.info_len = size_of::<T>() as u32;
     attr.info.info = &raw mut info as u64;
-    // SAFETY: the buffer is as long as it is said to be.
+    // SAFETY: the buffer is as long as it is said to be; the rest is the caller's promise.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     // SAFETY: the kernel leaves the length there.
     let known = unsafe { attr.info.info_len };
@@ -69,6 +77,50 @@ pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info>
     // SAFETY: integers only.
     let (info, _) = unsafe { info(program) }?;
     Ok(info)
+}
+
+/// The kernel's own types as they lie in its memory: copied once, where a read of their file copies them twice,
+/// page by page. From 5.11 on, for who has CAP_SYS_ADMIN, once the kernel has looked into them itself
+/// (`btf_get_info_by_fd` in `kernel/bpf/btf.c`).
+///
+/// # Errors
+///
+/// They are not to be had like that.
+pub(crate) fn kernel_types() -> io::Result<Vec<u8>> {
+    const NAME: &[u8] = b"vmlinux\0";
+    // They are the first, unless somebody else's were there before the kernel looked.
+    let mut attr = attributes();
+    // SAFETY: nothing is pointed to, and the kernel leaves the id there.
+    let id = unsafe {
+        bpf(bpf_cmd::BPF_BTF_GET_NEXT_ID, &mut attr)?;
+        attr.__bindgen_anon_6.next_id
+    };
+    let mut attr = attributes();
+    attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
+    // SAFETY: nothing is pointed to, and the command opens an object.
+    let types = unsafe { open(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr) }?;
+    let mut name = [0; NAME.len()];
+    let asked = bpf_btf_info {
+        name: name.as_mut_ptr() as u64,
+        name_len: name.len() as u32,
+        // SAFETY: plain data, for which zero is a valid value.
+        ..unsafe { zeroed() }
+    };
+    // SAFETY: there is room for the name, and none is said to be for anything else.
+    let (found, _) = unsafe { info_into(types.as_fd(), asked) }?;
+    if found.kernel_btf == 0 || name != NAME {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut bytes = vec![0; found.btf_size as usize];
+    let asked = bpf_btf_info {
+        btf: bytes.as_mut_ptr() as u64,
+        btf_size: found.btf_size,
+        // SAFETY: as above.
+        ..unsafe { zeroed() }
+    };
+    // SAFETY: there is room for as many bytes.
+    unsafe { info_into(types.as_fd(), asked) }?;
+    Ok(bytes)
 }
 
 /// Opens a link by its id. It stays attached as long as this is open.

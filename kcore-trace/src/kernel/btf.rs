@@ -1,13 +1,14 @@
 //! Questions to the kernel's BTF: does a function exist, with how many arguments, and where in a
 //! struct is a member.
 //!
-//! In: the bytes of /sys/kernel/btf/vmlinux. Out: an index of the names that were asked for, from one pass
-//! over the types, of which a kernel has more than a hundred thousand: only those of a wanted name are
-//! looked into.
+//! In: [`bytes`], those of /sys/kernel/btf/vmlinux. Out: an index of the names that were asked for, from one
+//! pass over the types, of which a kernel has more than a hundred thousand: only those of a wanted name
+//! are looked into.
 //! Invariant: bytes that are not BTF are an error, never a panic.
 //! The format: `Documentation/bpf/btf.rst`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::Endianness;
@@ -15,9 +16,20 @@ use aya_obj::btf::{BtfType, Func, FuncLinkage};
 use rustc_hash::FxHashSet;
 
 use super::sieve::{Sieve, first_word};
+use crate::syscall;
 
 /// Where the kernel shows its own types.
 pub const PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// What the kernel shows of its own types: as they lie in its memory, or else by the file. Nothing if it shows
+/// none.
+pub fn bytes() -> Option<Vec<u8>> {
+    let bytes = syscall::kernel_types().or_else(|error| {
+        log::debug!("the kernel's types are read from {PATH}: {error}");
+        fs::read(PATH)
+    });
+    bytes.ok()
+}
 
 const MAGIC: u16 = 0xeb9f;
 

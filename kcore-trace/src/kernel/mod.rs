@@ -289,7 +289,7 @@ impl Facts {
 
 /// The types that are wanted, where the kernel shows its types.
 fn read_types() -> Result<Option<Btf>> {
-    let Ok(bytes) = fs::read(btf::PATH) else {
+    let Some(bytes) = btf::bytes() else {
         return Ok(None);
     };
     let wanted = wanted_types();
@@ -664,9 +664,10 @@ fn memory_unreadable(btf: &Btf, symbols: &Symbols) -> bool {
     let function = trial(btf, symbols);
     let tracepoint = btf.typedef(&tracepoint_typedef("contention_begin"));
     let tracepoint = tracepoint.map(Target::Tracepoint);
-    let mut targets = function.into_iter().chain(tracepoint);
-    let target = targets.find(|&target| bpf::try_load(target).is_ok());
-    target.is_some_and(|target| bpf::try_read(target).is_err())
+    // For a function the kernel goes through its symbols.
+    let targets = || tracepoint.into_iter().chain(function);
+    let can_read = targets().any(|target| bpf::try_read(target).is_ok());
+    !can_read && targets().any(|target| bpf::try_load(target).is_ok())
 }
 
 fn refused(error: &std::io::Error) -> String {

@@ -84,7 +84,7 @@ const CASES: &[Case] = &[
         .for_every_type(),
     case("plan_gives_a_reason_for_everything_missing", plan::reasons).anywhere(),
     case(
-        "plan_has_the_same_symbols_by_a_program_as_by_text",
+        "plan_has_the_same_symbols_and_types_both_ways",
         plan::symbols,
     )
     .anywhere(),

@@ -67,7 +67,7 @@ pub(crate) fn era(guest: &mut Guest) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Symbols of all sorts, listed in both ways that there are.
+/// Symbols of all sorts, listed in both ways that there are, and the kernel's types.
 pub(crate) fn symbols(guest: &mut Guest) -> Result<Outcome> {
     /// Beside them every so-maniest of the kernel, by its plain name.
     const NAMES: [&str; 7] = [
@@ -89,7 +89,11 @@ pub(crate) fn symbols(guest: &mut Guest) -> Result<Outcome> {
     let wanted: HashSet<&str> = plain.chain(NAMES).filter(|name| name.len() < 100).collect();
     ensure!(wanted.len() > 300, "only {} names", wanted.len());
     let by_text = Symbols::parse(text.as_bytes(), &wanted)?;
-    let types = std::fs::read(btf::PATH)?;
+    let types = btf::bytes().context("no types")?;
+    ensure!(
+        types == std::fs::read(btf::PATH)?,
+        "the types are not those of the file"
+    );
     let types = Btf::parse(&types, &symbols::TYPES.into())?;
     let has_iterator = !guest.kernel_release().starts_with("5.10.");
     let by_program = match Symbols::by_program(&types, &wanted) {
