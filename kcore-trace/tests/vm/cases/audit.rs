@@ -14,8 +14,9 @@ use crate::tool::{self, Flags, Report};
 
 const LOOPS: u64 = 100;
 
-/// Acquisitions between the readings of two sets of counters.
-const WHILE_READING: u64 = 50;
+/// More acquisitions than there are between the readings of two sets of counters, of the thousands of the
+/// load: of processes that have just ended, on a host that is busy.
+const WHILE_READING: u64 = 200;
 
 pub(crate) fn fentry_tasks(_: &mut Guest) -> Result<Outcome> {
     tasks(&tool::recorded(AUDIT_AND_STACKS)?)
