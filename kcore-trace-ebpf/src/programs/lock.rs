@@ -24,12 +24,12 @@ use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
 
 use super::audit::{self, Acquisition};
 use super::blame as blamed;
-use super::constants::{flags, is_set, kernel};
+use super::constants::{is_set, kernel};
 use super::holder::{self, At, Hold};
-use super::maps::{COUNTERS, Shared};
 use super::record::{self, Cpu, Series};
 use super::site::{self, Caller, Site};
 use super::slot::{self, Here};
+use super::waits::{self, Returned};
 use super::{Context, hidden, inside, node, number, op, reader, worst};
 
 /// A lock as it is being taken or released.
@@ -648,14 +648,6 @@ pub(crate) fn is_waiting(address: u64) -> bool {
     unsafe { slot::held(slot, address, state::WAITING) }.is_some()
 }
 
-/// The kind of lock whose slow path has returned, as far as a hook knows.
-#[derive(Clone, Copy)]
-pub(crate) enum Returned {
-    Spinlock,
-    Sleeping,
-    Either,
-}
-
 /// The slow path returned, and nothing else of the acquisition is hooked.
 #[inline(always)]
 pub(crate) fn slow_path_alone_done(returned: Returned, address: u64, got_it: bool) {
@@ -700,59 +692,6 @@ unsafe fn done_alone(slot: *mut Slot, held: *mut Held, got_it: bool) {
             give_up(slot, held, cpu, true);
         }
         waits::ends(cell);
-    }
-}
-
-/// How many waits go on, where nothing but slow paths is hooked: most contended locks of a kernel are none of
-/// ours, and when one of them was waited for, there is no task to look for if nobody waits for ours.
-///
-/// A wait for a spinlock is counted by the CPU, which the waiter does not leave; one for a lock that lets
-/// others run by all CPUs together. One whose end is not seen is counted for ever, and from then on every
-/// task is looked for.
-mod waits {
-    use super::*;
-
-    static ASLEEP: Shared<u64> = Shared::new(0);
-
-    #[inline(always)]
-    pub(super) fn begins(cell: u32) {
-        count(cell, 1);
-    }
-
-    #[inline(always)]
-    pub(super) fn ends(cell: u32) {
-        count(cell, u64::MAX);
-    }
-
-    #[inline(always)]
-    fn count(cell: u32, change: u64) {
-        let spinlocks = flags::<{ flag::SPINLOCKS }>();
-        // SAFETY: a word of a map value, and one of a static.
-        unsafe {
-            if spinlocks >> layout::blame::lock(cell.into()) & 1 == 0 {
-                record::add(ASLEEP.get(), change);
-            } else if let Some(counters) = COUNTERS.get_ptr_mut(record::cpu_id()) {
-                record::add(&raw mut (*counters).spinning, change);
-            }
-        }
-    }
-
-    /// Whether a slow path that returned may have been that of a lock of ours.
-    #[inline(always)]
-    pub(super) fn may_be_one(returned: Returned) -> bool {
-        // SAFETY: a word of a map value, and one of a static, read whole.
-        unsafe {
-            let asleep = || read_volatile(ASLEEP.get());
-            let spinning = || {
-                let counters = COUNTERS.get_ptr_mut(record::cpu_id());
-                counters.map_or(0, |counters| read_volatile(&raw const (*counters).spinning))
-            };
-            match returned {
-                Returned::Spinlock => spinning() != 0,
-                Returned::Sleeping => asleep() != 0,
-                Returned::Either => spinning() | asleep() != 0,
-            }
-        }
     }
 }
 

@@ -10,11 +10,12 @@
 //! very lock that may be held here.
 //!
 //! [`constants`] and [`maps`] are what the programs share with userspace; [`site`] tells who
-//! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those
-//! of single nodes, [`blame`] those of waiters by holder, which [`holder`] knows, [`reader`] those of
+//! called; [`slot`] remembers what a task is doing; [`record`] writes the counters, [`node`] those of
+//! single nodes, [`blame`] those of waiters by holder, which [`holder`] knows, [`reader`] those of
 //! processes that read, [`worst`] the longest waits, [`audit`] contexts; [`lock`] is the state machine
-//! of an acquisition; [`spin`], [`sleeping`], [`op`], [`read`], [`inside`] and [`tracepoint`] are the
-//! programs, each a few lines that fetch arguments.
+//! of an acquisition, and [`waits`] tells whether one may be waited for; [`spin`], [`sleeping`],
+//! [`op`], [`read`], [`inside`] and [`tracepoint`] are the programs, each a few lines that fetch
+//! arguments.
 
 use core::arch::asm;
 use core::ptr::read_volatile;
@@ -36,6 +37,7 @@ mod sleeping;
 mod slot;
 mod spin;
 mod tracepoint;
+mod waits;
 mod worst;
 
 /// Declares programs: kind, name, and a body over the context. Each has a section of its own, so that it can

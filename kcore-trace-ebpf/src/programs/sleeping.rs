@@ -9,10 +9,11 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, lock as address_of};
 use super::holder::At;
-use super::lock::{self, Returned, Taken};
+use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
 use super::spin::is_block_lock;
+use super::waits::Returned;
 use super::{Context, op, programs};
 
 /// How an acquire function or its slow path says that it did not get the lock.

@@ -11,9 +11,10 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, is_set, lock as address_of, nodes};
 use super::holder::At;
-use super::lock::{self, Returned, Taken};
+use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
+use super::waits::Returned;
 use super::{Context, number, op, programs, record};
 
 /// The role of a spinlock that has a fixed address, which may be what the verifier knows as a pointer.

@@ -15,10 +15,11 @@ use kcore_trace_ebpf::layout::{address, block, node, text};
 use kcore_trace_ebpf::words::{Lock, Mode, Op};
 
 use super::constants::{blocks, kernel, lock as address_of, nodes};
-use super::lock::{self, Returned, Taken};
+use super::lock::{self, Taken};
 use super::maps::Shared;
 use super::record;
 use super::spin::{self, is_block_lock};
+use super::waits::Returned;
 use super::{Context, op, programs, site};
 
 /// `LCB_F_*` of `include/trace/events/lock.h`, unchanged from 5.19 to 7.3.
