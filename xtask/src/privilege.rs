@@ -46,9 +46,9 @@ impl Privilege {
         }
     }
 
-    /// Asks for the password now, while somebody sits there, so that sudo works silently for a while. Who has
-    /// none goes on without.
-    pub(crate) fn ask_early() {
+    /// Asks for the password now if there is one, so that sudo works silently for a while. Who has none goes on
+    /// without.
+    pub(crate) fn ask() {
         if Self::find() == Self::SudoAsks {
             // Sudo says itself what is wrong.
             _ = Command::new("sudo").arg("-v").status();

@@ -32,12 +32,11 @@ impl Steps {
         }
     }
 
-    /// Steps that the user has seen before: nothing is said but by those that fail.
-    pub(crate) fn again() -> Self {
+    /// The same where the user has seen them before: nothing is said but by those that fail.
+    pub(crate) fn again(self) -> Self {
         Self {
-            total: 0,
-            started: 0,
             is_shown: false,
+            ..self
         }
     }
 

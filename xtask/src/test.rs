@@ -1,8 +1,9 @@
 //! The one test command.
 //!
 //! Owns the order of the checks: cheap before dear, each printing its name and
-//! its time, a failure ending the run, but for what runs beside it. Whatever happens, the last line
-//! of stdout is `N passed, N failed, N skipped`, and what failed is before it.
+//! its time, a failure ending the run, but for what runs beside it. Whatever
+//! happens, the last line of stdout is `N passed, N failed, N skipped`, and what
+//! failed is before it.
 
 use std::{
     fs,
@@ -108,6 +109,7 @@ impl Run<'_> {
         })?;
         let guest = self.guest_binary(&tools)?;
         // These wait for more than half of their time, and so does now and then each guest.
+        Privilege::ask();
         let native = native_tests(&guest)?;
         let dashboards = dashboards()?;
         let in_guests = self.step("VM tests", |run| run.vm_tests(kernels, &guest));
@@ -248,7 +250,9 @@ impl Run<'_> {
 
     fn dashboards(&mut self, dashboards: Beside) -> Result<()> {
         let dashboards = dashboards.end(|_| ())?;
-        print!("{}", dashboards.stdout);
+        for line in dashboards.stdout.lines() {
+            println!("  {}", line.trim_start());
+        }
         if !dashboards.status.success() {
             eprint!("{}", dashboards.stderr);
             bail!("{}: `cargo xtask dashboards`", dashboards.status);

@@ -8,7 +8,7 @@
 //! The format: `Documentation/bpf/btf.rst`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
+use std::{fs, io};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::Endianness;
@@ -24,11 +24,21 @@ pub const PATH: &str = "/sys/kernel/btf/vmlinux";
 /// What the kernel shows of its own types: as they lie in its memory, or else by the file. Nothing if it shows
 /// none.
 pub fn bytes() -> Option<Vec<u8>> {
-    let bytes = syscall::kernel_types().or_else(|error| {
+    let bytes = from_memory().or_else(|error| {
         log::debug!("the kernel's types are read from {PATH}: {error}");
         fs::read(PATH)
     });
     bytes.ok()
+}
+
+/// The same as they lie in the kernel's memory, where they are copied once instead of twice.
+///
+/// # Errors
+///
+/// They are not to be had like that: before 5.11, without CAP_SYS_ADMIN, or as long as the kernel has not looked
+/// into them itself.
+pub fn from_memory() -> io::Result<Vec<u8>> {
+    syscall::kernel_types()
 }
 
 const MAGIC: u16 = 0xeb9f;

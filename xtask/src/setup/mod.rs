@@ -87,7 +87,7 @@ impl Kernels {
     /// Begins it, after all that may ask the user for a password: the build's tools, and the packages of this
     /// machine.
     pub(crate) fn begin(places: &Places) -> Result<(Tools, Self)> {
-        Privilege::ask_early();
+        Privilege::ask();
         let lock = lock(places)?;
         let mut steps = Steps::new(5);
         let tools = build_steps(places, &mut steps)?;
@@ -110,7 +110,8 @@ impl Kernels {
         }
         let _lock = lock(places)?;
         let variants = variants_of(&variants::TESTED);
-        let (_tools, kernels) = provide(places, &variants, &mut Steps::again())?;
+        let mut steps = steps(&variants).again();
+        let (_tools, kernels) = provide(places, &variants, &mut steps)?;
         Ok(kernels)
     }
 }
