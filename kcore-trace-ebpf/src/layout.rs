@@ -160,8 +160,7 @@ const _: () = assert!(size_of::<BlameRow>() == 320);
 pub struct Place {
     /// The number of the latest turn, twice, and one more while it goes on; zero if there was none.
     pub latest: u32,
-    /// The [`blame::name`] of the lock whose turn it is. Where there are no nodes, that of a spinlock with
-    /// a fixed address is written by userspace, and once.
+    /// The [`blame::name`] of the lock whose turn it is, where others may have this place too.
     pub name: u32,
     /// The cell of the latest turn.
     pub cell: u32,
@@ -179,7 +178,7 @@ pub struct Place {
     pub asking: u32,
     /// The turn that somebody waits for. Kept where stacks are.
     pub waited_for: u32,
-    /// The CPU that it began on, where the hold is kept here: a spinlock's ends there.
+    /// The CPU that it began on, where the hold is kept here: it is counted there.
     pub cpu: u32,
     /// Where the counters of the cell are on that CPU.
     pub counters: u32,
@@ -203,9 +202,9 @@ impl Place {
         unused: 0,
     };
 
-    /// The cell of a hold that is kept here and goes on.
+    /// The cell of a hold that is kept here and goes on: those of who shares the lock are not.
     pub const fn holds(&self) -> Option<u32> {
-        match self.latest & 1 != 0 && self.since_ns != 0 {
+        match self.latest & 1 != 0 && self.since_ns != 0 && self.sharing == 0 {
             true => Some(self.cell),
             false => None,
         }
@@ -215,8 +214,8 @@ impl Place {
 /// Of every lock.
 pub type Holders = [Place; holder::PLACES];
 
-/// Where it is kept who holds a lock: a spinlock that has a fixed address has a place of its own, by its
-/// role, and the locks of nodes by the number of the node; all others are found by a hash.
+/// Where it is kept who holds a lock: one that has a fixed address has a place of its own, by its role, and
+/// the locks of nodes by the number of the node; those of blocks are found by a hash.
 pub mod holder {
     use super::blame::SPINLOCK_BITS;
     use super::node;
@@ -230,7 +229,7 @@ pub mod holder {
 
     const _: () = assert!(NODES as usize + 128 * node::LOCKS.len() <= 1 << HASH_BITS);
 
-    /// The place of a spinlock that has a fixed address and belongs to no node.
+    /// The place of a lock that has a fixed address and belongs to no node.
     #[inline(always)]
     pub const fn fixed(lock: u64) -> u64 {
         lock
@@ -1006,7 +1005,7 @@ pub mod flag {
     pub const FREES_READ: usize = 10;
     /// A program may ask for an argument whatever its type.
     pub const ARGUMENT_HELPER: usize = 11;
-    /// Holds of spinlocks that have a fixed address are kept at the [`Place`] of the lock, not by tasks.
+    /// Exclusive holds of locks that have a fixed address are kept at the [`Place`] of the lock, not by tasks.
     ///
     /// [`Place`]: super::Place
     pub const HOLDS_AT_PLACE: usize = 12;

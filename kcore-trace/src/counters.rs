@@ -50,12 +50,12 @@ pub struct Counters {
 /// The section of the programs that says which cells occur.
 const ACTIVE: &str = ".bss.active";
 /// The section of the programs that says who holds a lock.
-pub(crate) const HOLDERS: &str = ".bss.holders";
+const HOLDERS: &str = ".bss.holders";
 
 /// A value of the contract, for reading a map and for writing it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(crate) struct Whole<T>(pub(crate) T);
+struct Whole<T>(T);
 
 // SAFETY: an array of integers.
 unsafe impl aya::Pod for Whole<ActiveCells> {}

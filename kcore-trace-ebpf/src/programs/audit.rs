@@ -76,7 +76,7 @@ const fn bit(context: Word, set: u64) -> u64 {
 fn spinlocks_held() -> u64 {
     let Some(slot) = slot::find() else { return 0 };
     // SAFETY: the slot is a map value.
-    unsafe { spinlocks_kept(slot) + holder::places_held((*slot).owner) }
+    unsafe { spinlocks_kept(slot) + holder::spinlocks_held((*slot).owner) }
 }
 
 /// Those that the task keeps itself.

@@ -1,11 +1,11 @@
-//! Who holds a lock, for those who come to wait for it; and the holds of spinlocks with a fixed address.
+//! Who holds a lock, for those who come to wait for it; and the exclusive holds of locks with a fixed address.
 //!
 //! In: acquisitions and releases that are seen when the lock is owned. Out: the purpose of whoever
 //! holds a lock, or was the first of those who share it, and which reader it is. Each acquisition of
 //! a lock that nobody has is a turn. Who comes when a turn is over waits for the one that gets the
-//! lock next, and is told by that one. A spinlock with a fixed address has a place of its own, others
-//! are found by a hash; what is known of a holder has the address as well, so that a lock is not taken
-//! for another.
+//! lock next, and is told by that one. A lock with a fixed address has a place of its own. Those of
+//! blocks are found by a hash, and what is known of a holder there has the address as well, so that a
+//! lock is not taken for another.
 //!
 //! Invariant: of two locks with one place, the one that was taken last is known, and of the other
 //! the holder is unknown.
@@ -29,25 +29,36 @@ const TOLD: u32 = 16;
 
 /// Where the holder of a lock is kept.
 #[derive(Clone, Copy)]
-pub(crate) struct At(*mut Place);
+pub(crate) struct At {
+    place: *mut Place,
+    /// One if other locks may have that place too, else zero.
+    hashed: u64,
+}
 
 impl At {
-    /// Of a spinlock, by the number of its role: all but those of blocks have a fixed address. Without a branch.
+    /// Of a spinlock or a mutex, by the number of its role: all but those of blocks have a fixed address.
+    /// Without a branch.
     #[inline(always)]
-    pub(crate) fn of_spinlock(lock: u64, address: u64) -> Self {
+    pub(crate) fn of(lock: u64, address: u64) -> Self {
         let is_block = equal(lock, Lock::VmapBlock as u64);
         let number = choose(
             is_block,
             layout::hashed(address),
             Self::number_of_fixed(lock, address),
         );
-        Self::numbered(number)
+        Self::numbered(number, is_block)
     }
 
-    /// Of a spinlock that has a fixed address, by the number of its role.
+    /// Of a lock that has a fixed address, by the number of its role.
     #[inline(always)]
     pub(crate) fn fixed(lock: u64, address: u64) -> Self {
-        Self::numbered(Self::number_of_fixed(lock, address))
+        Self::numbered(Self::number_of_fixed(lock, address), 0)
+    }
+
+    /// The same of one that belongs to no node.
+    #[inline(always)]
+    pub(crate) fn of_role(lock: u64) -> Self {
+        Self::numbered(layout::fixed(lock), 0)
     }
 
     #[inline(always)]
@@ -65,14 +76,25 @@ impl At {
     /// Of any other lock.
     #[inline(always)]
     pub(crate) fn hashed(address: u64) -> Self {
-        Self::numbered(layout::hashed(address))
+        Self::numbered(layout::hashed(address), 1)
     }
 
     #[inline(always)]
-    fn numbered(number: u64) -> Self {
+    fn numbered(number: u64, hashed: u64) -> Self {
         let number = hidden(number) & (layout::PLACES as u64 - 1);
         // SAFETY: the number is inside the array.
-        Self(unsafe { HOLDERS.get().cast::<Place>().add(number as usize) })
+        let place = unsafe { HOLDERS.get().cast::<Place>().add(number as usize) };
+        Self { place, hashed }
+    }
+
+    /// Whether the latest turn is one of that lock.
+    #[inline(always)]
+    unsafe fn is_of(self, address: u64) -> bool {
+        if self.hashed == 0 {
+            return true;
+        }
+        // SAFETY: a place; its word is read whole.
+        unsafe { read_volatile(&raw const (*self.place).name) == blame::name(address) }
     }
 }
 
@@ -96,17 +118,17 @@ pub(crate) const UNKNOWN: Holder = Holder {
     task: 0,
 };
 
-/// A lock that is not kept at its place was taken, under that cell, by a reader if the number is not zero.
-/// Which turn that is, the lower half of its number: whoever shares the lock has the turn of the first.
+/// A lock whose hold is not kept at its place was taken, under that cell, by a reader if the number is not
+/// zero. Which turn that is, the lower half of its number: whoever shares the lock has the turn of the first.
 #[inline(always)]
 pub(crate) fn took(at: At, address: u64, mode: Mode, cell: u32, reader: u16) -> u16 {
-    let At(place) = at;
+    let place = at.place;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
         let latest = read_volatile(&raw const (*place).latest);
         match mode {
             Mode::Exclusive => write_volatile(&raw mut (*place).sharing, 0),
-            Mode::Shared if !is_of(place, address) => {
+            Mode::Shared if !at.is_of(address) => {
                 write_volatile(&raw mut (*place).sharing, 1);
             }
             Mode::Shared => {
@@ -120,7 +142,9 @@ pub(crate) fn took(at: At, address: u64, mode: Mode, cell: u32, reader: u16) -> 
         // What is being written is not to be read.
         let over = latest & !1;
         write_volatile(&raw mut (*place).latest, over);
-        write_volatile(&raw mut (*place).name, blame::name(address));
+        if at.hashed != 0 {
+            write_volatile(&raw mut (*place).name, blame::name(address));
+        }
         let task = if is_set::<{ flag::INSIDE }>() {
             bpf_get_current_pid_tgid()
         } else {
@@ -134,7 +158,7 @@ pub(crate) fn took(at: At, address: u64, mode: Mode, cell: u32, reader: u16) -> 
 /// A turn begins, after one that is over.
 #[inline(always)]
 unsafe fn turn(at: At, address: u64, over: u32, cell: u32, reader: u32, task: u64) {
-    let At(place) = at;
+    let place = at.place;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
         write_volatile(&raw mut (*place).cell, cell);
@@ -147,7 +171,7 @@ unsafe fn turn(at: At, address: u64, over: u32, cell: u32, reader: u32, task: u6
     }
 }
 
-/// Who takes a spinlock with a fixed address, and where that is counted.
+/// Who takes a lock exclusively that has a fixed address, and where that is counted.
 pub(crate) struct Taker {
     /// Its row among readers, plus one; zero if it is none.
     pub(crate) reader: u32,
@@ -156,12 +180,14 @@ pub(crate) struct Taker {
     pub(crate) cpu: u32,
     /// [`record::Cpu::of_cell`].
     pub(crate) of_cell: u32,
+    /// Whether others may share the lock at other times, and one of them may have left unseen.
+    pub(crate) may_share: bool,
 }
 
-/// A spinlock with a fixed address was taken: its hold begins.
+/// A lock with a fixed address was taken exclusively: its hold begins.
 #[inline(always)]
 pub(crate) fn begin(at: At, address: u64, cell: u32, taker: Taker) {
-    let At(place) = at;
+    let place = at.place;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
         let mut over = read_volatile(&raw const (*place).latest);
@@ -171,18 +197,13 @@ pub(crate) fn begin(at: At, address: u64, cell: u32, taker: Taker) {
             over -= 1;
             write_volatile(&raw mut (*place).latest, over);
         }
-        if nodes::<{ node::SPAN }>() != 0 {
-            write_volatile(&raw mut (*place).name, blame::name(address));
+        if taker.may_share {
+            write_volatile(&raw mut (*place).sharing, 0);
         }
-        // Whoever waits for it asks for its ids, while it has the lock or has just released it.
-        let task = if is_set::<{ flag::TASK_IDS }>() {
-            taker.task
-        } else {
-            bpf_get_current_pid_tgid()
-        };
         write_volatile(&raw mut (*place).cpu, taker.cpu);
         write_volatile(&raw mut (*place).counters, taker.of_cell);
-        turn(at, address, over, cell, taker.reader, task);
+        // Whoever waits for it asks for its ids, while it has the lock or has just released it.
+        turn(at, address, over, cell, taker.reader, taker.task);
         // Last, so that our own work is not booked as a hold.
         write_volatile(&raw mut (*place).since_ns, bpf_ktime_get_ns());
     }
@@ -221,35 +242,79 @@ impl Hold {
 }
 
 /// The spinlocks with a fixed address, where there are no nodes.
-const FIXED: [Lock; 3] = [Lock::VmapArea, Lock::FreeVmapArea, Lock::PurgeVmapArea];
+const SPINLOCKS: [Lock; 3] = [Lock::VmapArea, Lock::FreeVmapArea, Lock::PurgeVmapArea];
 
-/// How many locks a task holds whose holds are kept at their places: of those that belong to no node, since
+/// How many spinlocks a task holds whose holds are kept at their places: of those that belong to no node, since
 /// an audit of a kernel with nodes has tasks keep them.
 #[inline(always)]
-pub(crate) fn places_held(task: u64) -> u64 {
+pub(crate) fn spinlocks_held(task: u64) -> u64 {
     if !is_set::<{ flag::HOLDS_AT_PLACE }>() {
         return 0;
     }
+    let spinlocks = flags::<{ flag::SPINLOCKS }>();
     let mut held = 0;
-    for lock in FIXED {
-        let At(place) = At::numbered(layout::fixed(lock as u64));
-        // SAFETY: a place, each word of it read whole.
-        unsafe {
-            let going_on = u64::from(read_volatile(&raw const (*place).latest)) & 1;
-            held += going_on & equal(read_volatile(&raw const (*place).task), task);
+    for lock in SPINLOCKS {
+        held += spinlocks >> lock as u64 & is_held(At::of_role(lock as u64), task);
+    }
+    held
+}
+
+/// One if a task holds a lock whose holds are kept at its place, else zero.
+#[inline(always)]
+fn is_held(at: At, task: u64) -> u64 {
+    let place = at.place;
+    // SAFETY: a place, each word of it read whole.
+    unsafe {
+        let goes_on = u64::from(read_volatile(&raw const (*place).latest)) & 1;
+        goes_on & equal(read_volatile(&raw const (*place).task), task)
+    }
+}
+
+/// The locks with a fixed address whose holders may sleep, the first one in some kernels: where it is a
+/// spinlock, whoever sleeps has it not.
+const SLEEPING: [Lock; 3] = [Lock::VmapArea, Lock::Kclist, Lock::VmapPurge];
+
+/// How many of them a task holds exclusively, that may sleep now.
+#[inline(always)]
+pub(crate) fn sleeping_held(task: u64) -> u64 {
+    let mut held = 0;
+    if is_set::<{ flag::HOLDS_AT_PLACE }>() {
+        for lock in SLEEPING {
+            held += is_held(At::of_role(lock as u64), task);
         }
     }
     held
 }
 
-/// The hold of a spinlock with a fixed address ends, if it was seen to begin.
+/// The cells of those holds.
 #[inline(always)]
-pub(crate) fn end(at: At) -> Option<Hold> {
-    let At(place) = at;
+pub(crate) fn each_sleeping_held(task: u64, each: impl Fn(u32)) {
+    if !is_set::<{ flag::HOLDS_AT_PLACE }>() {
+        return;
+    }
+    for lock in SLEEPING {
+        let at = At::of_role(lock as u64);
+        if is_held(at, task) != 0 {
+            // SAFETY: a place, whose word is read whole.
+            each(unsafe { read_volatile(&raw const (*at.place).cell) });
+        }
+    }
+}
+
+/// The hold of a lock with a fixed address ends, if it was seen to begin; of one that any task may take
+/// meanwhile because its releases can be missed, by that task.
+#[inline(always)]
+pub(crate) fn end(at: At, by: Option<u64>) -> Option<Hold> {
+    let place = at.place;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
         let latest = read_volatile(&raw const (*place).latest);
         if latest & 1 == 0 {
+            return None;
+        }
+        if let Some(task) = by
+            && read_volatile(&raw const (*place).task) != task
+        {
             return None;
         }
         let cell = read_volatile(&raw const (*place).cell);
@@ -268,24 +333,17 @@ pub(crate) fn end(at: At) -> Option<Hold> {
     }
 }
 
-/// Whether the latest turn is one of that lock.
-#[inline(always)]
-unsafe fn is_of(place: *const Place, address: u64) -> bool {
-    // SAFETY: the caller passes a place; its word is read whole.
-    unsafe { read_volatile(&raw const (*place).name) == blame::name(address) }
-}
-
 /// Tells those who asked for the next holder, the last one first.
 #[inline(always)]
 fn answer(at: At, address: u64) {
-    let At(place) = at;
+    let place = at.place;
     // SAFETY: a place, each word of it read and written whole.
     unsafe {
         let mut asking = read_volatile(&raw const (*place).asking);
         write_volatile(&raw mut (*place).asking, 0);
         let number = read_volatile(&raw const (*place).latest) >> 1;
         let over = number.wrapping_sub(1);
-        let mut holder = read(place, number, address);
+        let mut holder = read(at, number, address);
         if is_set::<{ flag::INSIDE }>() {
             // It is the one that tells.
             holder.task = bpf_get_current_pid_tgid();
@@ -309,11 +367,11 @@ fn answer(at: At, address: u64) {
 /// A holder releases it: the turn is over, if nobody shares it any more.
 #[inline(always)]
 pub(crate) fn left(at: At, address: u64, mode: Mode) {
-    let At(place) = at;
+    let place = at.place;
     // SAFETY: as above.
     unsafe {
         // Another lock with the same place was taken meanwhile.
-        if !is_of(place, address) {
+        if !at.is_of(address) {
             return;
         }
         if let Mode::Shared = mode {
@@ -336,12 +394,12 @@ const UNSEEN: u32 = u32::MAX;
 /// `held` lies in the slot, which is a map value.
 #[inline(always)]
 pub(crate) unsafe fn ask(at: At, slot: *const Slot, held: *mut Held, address: u64) {
-    let At(place) = at;
+    let place = at.place;
     // SAFETY: a place, each word of it read and written whole, and what the caller vouches for.
     unsafe {
         let latest = read_volatile(&raw const (*place).latest);
         let over = latest >> 1;
-        let mut holder = read(place, over, address);
+        let mut holder = read(at, over, address);
         let seen = u32::from(holder.purpose) != blame::UNKNOWN;
         if seen && latest & 1 != 0 && latest == read_volatile(&raw const (*place).latest) {
             waits_for(place, over);
@@ -363,7 +421,7 @@ pub(crate) unsafe fn ask(at: At, slot: *const Slot, held: *mut Held, address: u6
         let number = read_volatile(&raw const (*place).latest) >> 1;
         if number != over {
             waits_for(place, number);
-            remember(held, with_ids(read(place, number, address)));
+            remember(held, with_ids(read(at, number, address)));
         }
     }
 }
@@ -395,11 +453,11 @@ pub(crate) unsafe fn blamed(at: At, held: *const Held) -> Holder {
             };
         }
         let address = (*held).address;
-        let At(place) = at;
+        let place = at.place;
         let latest = read_volatile(&raw const (*place).latest) >> 1;
         // One that came between without having seen that somebody asks is known here.
         match latest.wrapping_sub((*held).holder_task as u32) {
-            0 | 1 => with_ids(read(place, latest, address)),
+            0 | 1 => with_ids(read(at, latest, address)),
             _ => UNKNOWN,
         }
     }
@@ -417,7 +475,7 @@ unsafe fn waits_for(place: *mut Place, number: u32) {
 /// Whether somebody waits for that turn.
 #[inline(always)]
 pub(crate) fn is_waited_for(at: At, turn: u16) -> bool {
-    let At(place) = at;
+    let place = at.place;
     // SAFETY: a place, each word of it read whole.
     unsafe { read_volatile(&raw const (*place).waited_for) as u16 == turn }
 }
@@ -434,17 +492,18 @@ unsafe fn remember(held: *mut Held, holder: Holder) {
 }
 
 #[inline(always)]
-unsafe fn read(place: *const Place, number: u32, address: u64) -> Holder {
-    // SAFETY: the caller passes a place; each word of it is read whole.
+unsafe fn read(at: At, number: u32, address: u64) -> Holder {
+    let place = at.place;
+    // SAFETY: a place, each word of it read whole.
     unsafe {
-        if number == 0 || !is_of(place, address) {
+        if number == 0 || !at.is_of(address) {
             return UNKNOWN;
         }
         let cell = read_volatile(&raw const (*place).cell);
         let reader = read_volatile(&raw const (*place).reader) as u16;
         let task = read_volatile(&raw const (*place).task);
         // Another lock with the same place was taken meanwhile.
-        if !is_of(place, address) {
+        if !at.is_of(address) {
             return UNKNOWN;
         }
         Holder {

@@ -14,7 +14,7 @@ use kcore_trace_ebpf::layout::{HELD, Held, InsideCounters, Slot, state};
 
 use super::maps::INSIDE;
 use super::record::add;
-use super::{Context, programs, slot};
+use super::{Context, holder, programs, slot};
 
 /// Each lock that is held, under the counters of its cell.
 ///
@@ -22,17 +22,31 @@ use super::{Context, programs, slot};
 /// `slot` is a map value.
 #[inline(always)]
 unsafe fn each_hold(slot: *mut Slot, each: impl Fn(*mut InsideCounters)) {
-    for index in 0..HELD {
-        // SAFETY: the caller says that the slot is valid; the index is inside the array.
-        unsafe {
+    let of_cell = |cell| {
+        if let Some(counters) = INSIDE.get_ptr_mut(cell) {
+            each(counters);
+        }
+    };
+    // SAFETY: the caller says that the slot is valid; the index is inside the array.
+    unsafe {
+        for index in 0..HELD {
             let held = &raw const (*slot).held[index];
-            if (*held).state == state::HELD
-                && let Some(counters) = INSIDE.get_ptr_mut((*held).cell)
-            {
-                each(counters);
+            if (*held).state == state::HELD {
+                of_cell((*held).cell);
             }
         }
+        holder::each_sleeping_held((*slot).owner, of_cell);
     }
+}
+
+/// Whether a task holds a lock or waits for one, as far as it may sleep meanwhile.
+///
+/// # Safety
+/// `slot` is a map value.
+#[inline(always)]
+unsafe fn is_at_lock(slot: *const Slot) -> bool {
+    // SAFETY: the caller says that the slot is valid.
+    unsafe { (*slot).in_use != 0 || holder::sleeping_held((*slot).owner) != 0 }
 }
 
 /// A page fault was served.
@@ -43,7 +57,7 @@ unsafe fn each_hold(slot: *mut Slot, each: impl Fn(*mut InsideCounters)) {
 pub(crate) unsafe fn faulted(slot: *mut Slot, faults: u64, fault_ns: u64) {
     // SAFETY: the caller says that the slot is valid; counters are map values.
     unsafe {
-        if (*slot).in_use == 0 {
+        if !is_at_lock(slot) {
             return;
         }
         each_hold(slot, |counters| {
@@ -98,7 +112,7 @@ fn switched_out(task: u64, preempted: u64) {
     let Some(slot) = slot::of(task) else { return };
     // SAFETY: a map value; the helper has no preconditions.
     unsafe {
-        if (*slot).in_use != 0 {
+        if is_at_lock(slot) {
             (*slot).preempted = preempted as u32 & 1;
             (*slot).off_since_ns = bpf_ktime_get_ns();
         }

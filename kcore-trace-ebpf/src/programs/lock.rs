@@ -8,9 +8,8 @@
 //! do: what a program never comes to still takes its time when it is loaded. By kprobe, spinlocks whose
 //! releases are not hooked begin to wait like that at level full too.
 //!
-//! A wait is kept by the task, in its slot, and so is a hold. By fentry, the hold of a spinlock with a fixed
-//! address is kept at the place of the lock: it is found there without asking which task it is, and no
-//! holder of a spinlock faults or sleeps, which is what is looked for in the holds of a task.
+//! A wait is kept by the task, in its slot, and so is a hold. By fentry, the exclusive hold of a lock with a
+//! fixed address is kept at the place of the lock, where it is found without looking for the task.
 //!
 //! Invariant: an acquisition is counted once, under the cell that its release will be counted
 //! under, and a wait is counted only when it ended.
@@ -32,6 +31,16 @@ use super::slot::{self, Here};
 use super::waits::{self, Returned};
 use super::{Context, hidden, inside, node, number, op, reader, worst};
 
+/// The kinds of locks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Spinlock,
+    Rwsem,
+    Mutex,
+    /// Where it makes no difference: by tracepoint.
+    Any,
+}
+
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken {
@@ -40,23 +49,19 @@ pub(crate) struct Taken {
     /// The number of the role: a whole word, so that it is compared as it is.
     lock: u64,
     mode: Mode,
-    /// Whether it is a spinlock.
-    spins: bool,
+    kind: Kind,
     /// Whether it is only tried.
     tries: bool,
 }
 
 impl Taken {
-    /// One that was told by its address: the verifier forgets both address and role, so that it follows
-    /// one path for all of them.
+    /// The same, of which the verifier forgets both address and role, so that it follows one path for all.
     #[inline(always)]
-    pub(crate) fn new(address: u64, lock: Lock, mode: Mode) -> Self {
+    pub(crate) fn forgotten(self) -> Self {
         Self {
-            address: record::forget(address),
-            lock: record::forget(lock as u64),
-            mode,
-            spins: false,
-            tries: false,
+            address: record::forget(self.address),
+            lock: record::forget(self.lock),
+            ..self
         }
     }
 
@@ -67,17 +72,8 @@ impl Taken {
             address,
             lock: record::forget(lock as u64),
             mode: Mode::Exclusive,
-            spins: true,
+            kind: Kind::Spinlock,
             tries: false,
-        }
-    }
-
-    /// The same as a spinlock.
-    #[inline(always)]
-    pub(crate) fn spinning(self) -> Self {
-        Self {
-            spins: true,
-            ..self
         }
     }
 
@@ -90,31 +86,36 @@ impl Taken {
         }
     }
 
-    /// The same of a role that is known as a number.
+    /// One whose role is known as a number.
     #[inline(always)]
-    pub(crate) fn numbered(address: u64, lock: u32, mode: Mode) -> Self {
+    pub(crate) fn numbered(address: u64, lock: u32, kind: Kind, mode: Mode) -> Self {
         Self {
             address,
             lock: lock.into(),
             mode,
-            spins: false,
+            kind,
             tries: false,
         }
     }
 
     #[inline(always)]
     fn address(self) -> u64 {
-        if self.spins {
+        if self.spins() {
             number(self.address)
         } else {
             self.address
         }
     }
 
+    #[inline(always)]
+    fn spins(self) -> bool {
+        self.kind == Kind::Spinlock
+    }
+
     /// Whether its release is hooked too, so that the holder is worth remembering.
     #[inline(always)]
     fn followed(self) -> bool {
-        !self.spins || is_set::<{ flag::SPIN_RELEASES }>()
+        !self.spins() || is_set::<{ flag::SPIN_RELEASES }>()
     }
 
     #[inline(always)]
@@ -122,30 +123,53 @@ impl Taken {
         self.lock == lock as u64
     }
 
+    /// Whether its address is fixed: no block has an rwsem.
+    #[inline(always)]
+    fn has_place(self) -> bool {
+        self.kind == Kind::Rwsem || !self.is(Lock::VmapBlock)
+    }
+
     /// Where its holder is kept.
     #[inline(always)]
     fn at(self) -> At {
         if self.has_place() {
-            At::fixed(self.lock, self.address())
+            self.at_its_place()
         } else {
             At::hashed(self.address())
+        }
+    }
+
+    /// The same of a lock that has a place.
+    #[inline(always)]
+    fn at_its_place(self) -> At {
+        if self.spins() {
+            At::fixed(self.lock, self.address())
+        } else {
+            At::of_role(self.lock)
         }
     }
 
     /// The same of a lock that was waited for: much comes after, which the verifier would follow twice.
     #[inline(always)]
     fn at_of_waited(self) -> At {
-        if self.spins {
-            At::of_spinlock(self.lock, self.address())
+        if self.kind == Kind::Rwsem {
+            self.at_its_place()
         } else {
-            At::hashed(self.address())
+            At::of(self.lock, self.address())
         }
     }
 
-    /// Whether its address is fixed.
+    /// Who must have taken what is released now. While one holds a spinlock no program of another task runs
+    /// in between; of others an acquisition and the release before it may both have been missed.
     #[inline(always)]
-    fn has_place(self) -> bool {
-        self.spins && !self.is(Lock::VmapBlock)
+    fn releaser(self) -> Option<u64> {
+        (!self.spins()).then(slot::current)
+    }
+
+    /// Whether its holds are kept at its place, if it has one.
+    #[inline(always)]
+    fn is_kept_at_place(self) -> bool {
+        matches!(self.mode, Mode::Exclusive) && is_set::<{ flag::HOLDS_AT_PLACE }>()
     }
 }
 
@@ -265,11 +289,15 @@ unsafe fn classify<const AUDITED: bool>(
         let cell = cell_by_site(taken, None, site_of::<AUDITED>(read, caller));
         return Class { cell, site: read };
     };
+    // SAFETY: as above.
+    let looks_up = || unsafe { slot::looks_up(slot, sp) };
     if let Some(cell) = cell_by_op(taken, live.op) {
+        if let Mode::Shared = taken.mode {
+            op::learn(live, looks_up());
+        }
         return Class { cell, site: read };
     }
-    // SAFETY: as above.
-    let looks_up = unsafe { slot::looks_up(slot, sp) };
+    let looks_up = looks_up();
     let intent = if op::tells_look_ups(live) {
         if looks_up {
             Intent::Read as u32
@@ -296,7 +324,7 @@ pub(crate) fn acquired(taken: Taken, here: Here, caller: Caller) {
 #[inline(always)]
 pub(crate) fn returned(taken: Taken, got_it: bool, here: Here, caller: Caller) {
     // Asked once: what depends on it is known to the compiler then.
-    if !taken.spins || !is_set::<{ flag::HOLDS_AT_PLACE }>() {
+    if !taken.is_kept_at_place() {
         decided::<false, true>(taken, got_it, here, caller);
     } else if audit::looks() {
         decided::<true, true>(taken, got_it, here, caller);
@@ -355,12 +383,13 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
             if let Some(waiting) = waiting {
                 slot::vacate(slot, waiting);
             }
-            let at = At::fixed(taken.lock, taken.address());
+            let at = taken.at_its_place();
             let taker = holder::Taker {
                 reader,
                 task: (*slot).owner,
                 cpu: cpu.id(),
                 of_cell,
+                may_share: taken.kind == Kind::Rwsem,
             };
             return holder::begin(at, taken.address(), index, taker);
         }
@@ -409,7 +438,7 @@ fn audited(taken: Taken, class: Class, caller: Caller) {
     let acquisition = Acquisition {
         how,
         site: class.site,
-        spins: taken.spins,
+        spins: taken.spins(),
     };
     audit::acquired(caller, acquisition);
 }
@@ -715,7 +744,8 @@ pub(crate) fn latest_slow_path_done(ctx: Context, got_it: bool, followed: bool) 
     }
 }
 
-/// A lock turned out not to be one of ours after its slow path was remembered.
+/// A task waits for a lock no more, if it was thought to: the lock turned out not to be one of ours, or that
+/// the task got it was not seen.
 #[inline(always)]
 pub(crate) fn forget(address: u64) {
     let Some(slot) = slot::find() else { return };
@@ -727,24 +757,24 @@ pub(crate) fn forget(address: u64) {
     }
 }
 
-/// The release function was called.
+/// The release function was called, with a lock that has a fixed address.
 #[inline(always)]
 pub(crate) fn release(ctx: Context, taken: Taken) {
-    if !try_release(ctx, taken, now()) {
-        record::miss(miss::UNMATCHED_RELEASE);
-    }
-}
-
-/// The release function of spinlocks was called, with one that has a fixed address.
-#[inline(always)]
-pub(crate) fn release_spinlock(ctx: Context, taken: Taken) {
-    if !is_set::<{ flag::HOLDS_AT_PLACE }>() {
-        return release(ctx, taken);
-    }
     let end_ns = now();
-    match holder::end(At::fixed(taken.lock, taken.address())) {
+    if !taken.is_kept_at_place() {
+        if !try_release(ctx, taken, end_ns) {
+            record::miss(miss::UNMATCHED_RELEASE);
+        }
+        return;
+    }
+    match holder::end(taken.at_its_place(), taken.releaser()) {
         Some(hold) => hold_ended(&hold, end_ns),
-        None => record::miss(miss::UNMATCHED_RELEASE),
+        None => {
+            record::miss(miss::UNMATCHED_RELEASE);
+            if !taken.spins() {
+                forget(taken.address());
+            }
+        }
     }
 }
 
@@ -804,19 +834,31 @@ fn hold_ended(held: &Hold, end_ns: u64) {
 
 /// A write hold became a read hold.
 #[inline(always)]
-pub(crate) fn downgrade(taken: Taken) {
+pub(crate) fn downgrade(before: Taken, taken: Taken) {
     let end_ns = now();
-    let Some(slot) = slot::find() else { return };
+    let Some(slot) = slot::claim() else { return };
     // SAFETY: the slot and what is found in it are map values.
     unsafe {
-        let Some(held) = slot::held(slot, taken.address(), state::HELD) else {
-            return record::miss(miss::UNMATCHED_RELEASE);
+        let (hold, held) = if before.is_kept_at_place() {
+            let Some(hold) = holder::end(before.at_its_place(), before.releaser()) else {
+                return record::miss(miss::UNMATCHED_RELEASE);
+            };
+            let Some(room) = slot::occupy(slot, taken.address(), state::HELD) else {
+                return;
+            };
+            (*room).reader = hold.reader as u16;
+            (hold, room)
+        } else {
+            let Some(held) = slot::held(slot, taken.address(), state::HELD) else {
+                return record::miss(miss::UNMATCHED_RELEASE);
+            };
+            (Hold::of(held), held)
         };
-        hold_ended(&Hold::of(held), end_ns);
-        let op = (*held).cell % Op::COUNT as u32;
+        hold_ended(&hold, end_ns);
+        let op = hold.cell % Op::COUNT as u32;
         let index = cell_of(taken, Intent::Read as u32, op);
         let Some(counters) = record::cpu().cell(index) else {
-            return;
+            return slot::vacate(slot, held);
         };
         record::add(&raw mut (*counters).acquisitions, 1);
         if blamed::counts() {

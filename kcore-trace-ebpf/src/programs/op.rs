@@ -94,7 +94,8 @@ pub(crate) fn tells_look_ups(live: Live) -> bool {
     live.op == Op::Free as u32 && (!is_set::<{ flag::FREES_READ }>() || calls)
 }
 
-/// An acquisition was looked up by its site: whether it was made by a look-up that was called.
+/// What an acquisition is for was told without asking whether it was made by a look-up that was called: by its
+/// site, or since who shares the lock reads.
 #[inline(always)]
 pub(crate) fn learn(live: Live, called: bool) {
     if called && (live.function == VFREE || live.function == INNER_VFREE) {

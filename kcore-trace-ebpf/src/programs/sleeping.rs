@@ -2,19 +2,19 @@
 //!
 //! Hooked like spinlocks: by fexit when the lock is owned, by kprobe at the entry. A waiter that is
 //! killed or interrupted returns without the lock and is counted as aborted, never as an
-//! acquisition. A holder may sleep and be moved to another CPU; everything about it is kept by task.
+//! acquisition. A holder may sleep and be moved to another CPU: a hold is counted on the one that it began on.
 
 use kcore_trace_ebpf::layout::{acquire, address, block};
 use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, lock as address_of};
 use super::holder::At;
-use super::lock::{self, Taken};
+use super::lock::{self, Kind, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
 use super::spin::is_block_lock;
 use super::waits::Returned;
-use super::{Context, op, programs};
+use super::{Context, op, programs, record};
 
 /// How an acquire function or its slow path says that it did not get the lock.
 #[derive(Clone, Copy)]
@@ -67,16 +67,17 @@ fn role(kind: Type, address: u64) -> Option<Lock> {
     }
 }
 
+/// The lock at an address, of which the verifier forgets address and role.
 #[inline(always)]
 fn taken(kind: Type, address: u64, lock: Lock) -> Taken {
-    Taken::new(address, lock, mode(kind))
+    known(kind, address, lock).forgotten()
 }
 
 #[inline(always)]
-fn mode(kind: Type) -> Mode {
+fn known(kind: Type, address: u64, lock: Lock) -> Taken {
     match kind {
-        Type::Rwsem(mode) => mode,
-        Type::Mutex => Mode::Exclusive,
+        Type::Rwsem(mode) => Taken::numbered(address, lock as u32, Kind::Rwsem, mode),
+        Type::Mutex => Taken::numbered(address, lock as u32, Kind::Mutex, Mode::Exclusive),
     }
 }
 
@@ -141,7 +142,8 @@ fn called(ctx: Context, kind: Type, outcome: Outcome) {
 #[inline(always)]
 fn released(ctx: Context, kind: Type, address: u64) {
     if let Some(lock) = role(kind, address) {
-        lock::release(ctx, taken(kind, address, lock));
+        // Without forgetting role and address: the way from here on is short.
+        lock::release(ctx, known(kind, address, lock));
     } else if blocks_in_use(kind) {
         lock::release_if_held(ctx, taken(kind, address, Lock::VmapBlock));
     }
@@ -149,9 +151,8 @@ fn released(ctx: Context, kind: Type, address: u64) {
 
 #[inline(always)]
 fn downgraded(address: u64) {
-    let shared = Type::Rwsem(Mode::Shared);
-    if let Some(lock) = role(shared, address) {
-        lock::downgrade(taken(shared, address, lock));
+    if let Some(lock) = role(READ, address) {
+        lock::downgrade(taken(WRITE, address, lock), taken(READ, address, lock));
     }
 }
 
@@ -160,7 +161,12 @@ fn downgraded(address: u64) {
 fn slow_path(kind: Type, address: u64, here: Here) {
     let known = role(kind, address);
     if known.is_some() || (blocks_in_use(kind) && op::in_block_scope(here)) {
-        lock::slow_path(At::hashed(address), address, known.is_some());
+        let lock = record::role(known.unwrap_or(Lock::VmapBlock)).into();
+        let at = match kind {
+            Type::Rwsem(_) => At::of_role(lock),
+            Type::Mutex => At::of(lock, address),
+        };
+        lock::slow_path(at, address, known.is_some());
     }
 }
 

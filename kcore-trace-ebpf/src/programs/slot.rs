@@ -36,8 +36,9 @@ pub(crate) enum Here {
     Number(u64),
 }
 
+/// The address of the current task.
 #[inline(always)]
-fn current() -> u64 {
+pub(crate) fn current() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_current_task() }
 }

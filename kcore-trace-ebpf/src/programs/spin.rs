@@ -11,7 +11,7 @@ use kcore_trace_ebpf::words::{Lock, Mode};
 
 use super::constants::{blocks, is_set, lock as address_of, nodes};
 use super::holder::At;
-use super::lock::{self, Taken};
+use super::lock::{self, Kind, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
 use super::waits::Returned;
@@ -110,8 +110,8 @@ fn identify(pointer: u64, here: Here, caller: Caller) -> Option<Taken> {
 fn released(ctx: Context, pointer: u64) {
     if let Some(lock) = role(pointer) {
         // Without forgetting the role: the way from here on is short.
-        let taken = Taken::numbered(pointer, lock as u32, Mode::Exclusive);
-        lock::release_spinlock(ctx, taken.spinning());
+        let taken = Taken::numbered(pointer, lock as u32, Kind::Spinlock, Mode::Exclusive);
+        lock::release(ctx, taken);
     } else if blocks_in_use() {
         lock::release_if_held(ctx, Taken::spinlock(number(pointer), Lock::VmapBlock));
     }
@@ -123,7 +123,7 @@ fn slow_path(address: u64, here: Here) {
     let known = role(address);
     if known.is_some() || (blocks_in_use() && op::in_block_scope(here)) {
         let lock = record::role(known.unwrap_or(Lock::VmapBlock));
-        let at = At::of_spinlock(lock.into(), address);
+        let at = At::of(lock.into(), address);
         lock::slow_path(at, address, known.is_some());
     }
 }
@@ -147,7 +147,7 @@ fn slow_path_alone(ctx: Context, address: u64, stack_words: u64) {
         return;
     };
     if role != Lock::VmapBlock as u32 || stack.site.takes_block_lock {
-        let taken = Taken::numbered(address, role, Mode::Exclusive);
+        let taken = Taken::numbered(address, role, Kind::Spinlock, Mode::Exclusive);
         lock::slow_path_alone(taken, &stack);
     }
 }

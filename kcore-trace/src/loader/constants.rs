@@ -80,12 +80,13 @@ impl Constants {
         constants.flags[flag::STACKS] = plan.stacks.into();
         constants.flags[flag::LOGS] = (diagnostics::kernel_level() > 0).into();
         // A stack belongs to a hold of a task. An audit asks how many spinlocks a task holds, which few
-        // places tell if they know tasks, and those of many nodes do not.
-        let few = constants.nodes[node::SPAN] == 0 && facts.contexts.task_ids.is_some();
-        let asked_by_task = plan.stacks || audited && !few;
-        let kept_at_place = constants.knows_holders() && spinlocks(true) && !asked_by_task;
-        constants.flags[flag::HOLDS_AT_PLACE] = kept_at_place.into();
-        constants.flags[flag::TASK_IDS] = facts.contexts.task_ids.map_or(0, |at| at + 1);
+        // places tell, and those of many nodes do not.
+        let many = constants.nodes[node::SPAN] != 0;
+        let asked_by_task = plan.stacks || audited && many;
+        let task_ids = facts.contexts.task_ids;
+        let kept_at_place = constants.knows_holders() && spinlocks(true) && task_ids.is_some();
+        constants.flags[flag::HOLDS_AT_PLACE] = (kept_at_place && !asked_by_task).into();
+        constants.flags[flag::TASK_IDS] = task_ids.map_or(0, |at| at + 1);
         constants.flags[flag::RCU_OFFSET] = facts.contexts.rcu_nesting.map_or(0, |at| at + 1);
         let spinlocks = plan.locks.iter();
         let spinlocks = spinlocks.filter(|planned| planned.kind == Kind::Spinlock);

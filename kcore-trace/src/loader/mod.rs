@@ -19,13 +19,13 @@ use aya::maps::{Array, MapData};
 use aya::programs::Program;
 use aya::{Btf, Ebpf, Pod};
 use aya_log::EbpfLogger;
-use kcore_trace_ebpf::layout::{Place, SITES, SiteRange, SiteTable, address, blame, flag, holder};
-use kcore_trace_ebpf::words::{Context, Lock};
+use kcore_trace_ebpf::layout::{SITES, SiteRange, SiteTable, flag};
+use kcore_trace_ebpf::words::Context;
 use log::Log;
 use thiserror::Error;
 
 use crate::contexts;
-use crate::counters::{self, Counters, Whole};
+use crate::counters::Counters;
 use crate::diagnostics;
 use crate::histograms;
 use crate::kernel::{Addresses, Facts};
@@ -133,7 +133,6 @@ impl Session {
             plan,
         };
         session.fill_sites(addresses)?;
-        session.fill_places(&constants)?;
         histograms::prepare(&mut session.object, possible_ids(facts))?;
         let preempt_counts = addresses.preempt_count;
         let audits = !session.plan.contexts.is_empty();
@@ -310,25 +309,6 @@ impl Session {
         let mut map = self.array_mut(SITE_RANGES)?;
         map.set(0, Table(table), 0)
             .context("failed to write the table of call sites")
-    }
-
-    /// Names the spinlocks at whose places their holds are kept.
-    fn fill_places(&mut self, constants: &Constants) -> Result<()> {
-        if !self.holds_at_place {
-            return Ok(());
-        }
-        let mut places = Box::new([Place::NEVER; holder::PLACES]);
-        for (lock, index) in [
-            (Lock::VmapArea, address::SPIN_VMAP_AREA),
-            (Lock::FreeVmapArea, address::SPIN_FREE_VMAP_AREA),
-            (Lock::PurgeVmapArea, address::SPIN_PURGE_VMAP_AREA),
-        ] {
-            let place = holder::fixed(lock as u64) as usize;
-            places[place].name = blame::name(constants.locks[index]);
-        }
-        let mut map = self.array_mut(counters::HOLDERS)?;
-        map.set(0, Whole(*places), 0)
-            .context("failed to name the spinlocks")
     }
 
     fn attach_all(&mut self, addresses: &Addresses) -> Result<()> {

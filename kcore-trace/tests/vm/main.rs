@@ -286,6 +286,9 @@ const CASES: &[Case] = &[
     case("kprobe_tells_the_context_of_a_lock", audit::kprobe_contexts)
         .alone()
         .with_module(),
+    case("kprobe_sees_a_holder_leave_its_cpu", inside::kprobe_naps)
+        .alone()
+        .with_module(),
     case("fentry_counts_every_operation", churn::fentry_operations).for_every_type(),
     case(
         "fentry_counts_the_locks_of_every_operation",
@@ -320,6 +323,7 @@ const CASES: &[Case] = &[
     )
     .for_every_type(),
     case("nobody_sleeps_with_a_spinlock", inside::sleeps).for_every_type(),
+    case("fentry_sees_a_holder_leave_its_cpu", inside::fentry_naps).with_module(),
     case("readers_alone_wait_for_readers", blame::readers)
         .parallel()
         .for_every_type(),

@@ -2,11 +2,13 @@
 /*
  * Takes one of the kernel's own locks, by its address, while nobody else wants it, and holds it for
  * a thousand instructions: what a tracer says of such a hold beyond that is the tracer. Says how
- * many cycles that took, and how many it takes without the thousand. It never stays loaded.
+ * many cycles that took, and how many it takes without the thousand. Of a lock whose holder may
+ * sleep, the holder can leave its CPU instead. It never stays loaded.
  */
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/rwsem.h>
+#include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/timex.h>
 
@@ -26,8 +28,13 @@ static bool compare;
 module_param(compare, bool, 0);
 MODULE_PARM_DESC(compare, "Whether to take it as often without the thousand instructions");
 
+static char *during = "work";
+module_param(during, charp, 0);
+MODULE_PARM_DESC(during, "work, nap, or downgrade, after which a writer naps as a reader");
+
 #define THOUSAND() asm volatile(".rept 1000\n\tnop\n\t.endr")
 #define NOTHING() asm volatile("")
+#define NAP() schedule_timeout_uninterruptible(1)
 
 #define TIMED(take, release, work)				\
 ({								\
@@ -62,11 +69,20 @@ static int __init known_hold_init(void)
 	} else if (!strcmp(kind, "rwsem")) {
 		struct rw_semaphore *rwsem = (struct rw_semaphore *)lock;
 
-		SAY(down_write(rwsem), up_write(rwsem));
+		if (!strcmp(during, "nap"))
+			TIMED(down_write(rwsem), up_write(rwsem), NAP);
+		else if (!strcmp(during, "downgrade"))
+			TIMED(({ down_write(rwsem); downgrade_write(rwsem); }),
+			      up_read(rwsem), NAP);
+		else
+			SAY(down_write(rwsem), up_write(rwsem));
 	} else if (!strcmp(kind, "mutex")) {
 		struct mutex *mutex = (struct mutex *)lock;
 
-		SAY(mutex_lock(mutex), mutex_unlock(mutex));
+		if (!strcmp(during, "nap"))
+			TIMED(mutex_lock(mutex), mutex_unlock(mutex), NAP);
+		else
+			SAY(mutex_lock(mutex), mutex_unlock(mutex));
 	} else {
 		return -EINVAL;
 	}

@@ -271,7 +271,7 @@ fn atomic<'a>(report: &'a Report, lock: &str) -> Vec<&'a Value> {
 }
 
 /// The address of a function.
-fn symbol(name: &str) -> Result<String> {
+pub(super) fn symbol(name: &str) -> Result<String> {
     let symbols = std::fs::read_to_string("/proc/kallsyms")?;
     let line = symbols
         .lines()

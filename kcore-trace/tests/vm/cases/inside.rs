@@ -7,10 +7,14 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::audit::symbol;
 use super::blame::WHILE_READING;
-use super::churn::{AUDIT_AND_STACKS, by_fentry, by_kprobe, fentry_flags, kprobe_flags, may_lack};
+use super::churn::{
+    AUDIT_AND_STACKS, by_fentry, by_kprobe, equal, fentry_flags, kprobe_flags, may_lack,
+};
 use crate::guest::{self, Guest, Outcome};
-use crate::tool::{self, Report};
+use crate::load;
+use crate::tool::{self, Flags, Report};
 
 const READS: u64 = 100;
 const UNTOUCHED: &[&str] = &["--kcore", "1", "--untouched", "--ops", "100"];
@@ -19,6 +23,10 @@ const PAGE_BYTES: u64 = 4096;
 /// More processes than there is room for at a time.
 const MANY: &[&str] = &["--kcore", "560", "--ops", "1"];
 const MANY_READERS: u64 = 560;
+
+/// How often a holder leaves its CPU, and how often the kernel's own tasks may do so meanwhile.
+const NAPS: u64 = 50;
+const NAPS_OF_OTHERS: u64 = 5;
 
 /// More than a kprobe can await the return of.
 const STUCK: &str = "50";
@@ -248,6 +256,60 @@ pub(crate) fn sleeps(guest: &mut Guest) -> Result<Outcome> {
             "longer asleep than waiting: {row}"
         );
     }
+    Ok(Outcome::Passed)
+}
+
+pub(crate) fn fentry_naps(guest: &mut Guest) -> Result<Outcome> {
+    naps(guest, fentry_flags(guest))
+}
+
+pub(crate) fn kprobe_naps(guest: &mut Guest) -> Result<Outcome> {
+    naps(guest, kprobe_flags(guest))
+}
+
+/// A holder naps as often as it is told to: of a mutex, and of an rwsem as a writer and as a reader that was a
+/// writer before.
+fn naps(guest: &Guest, flags: Flags) -> Result<Outcome> {
+    let module = guest.module("known_hold")?;
+    let load = |lock: &str, kind: &str, during: &str| -> Result<Vec<String>> {
+        Ok(vec![
+            format!("lock={}", symbol(lock)?),
+            format!("kind={kind}"),
+            format!("during={during}"),
+            format!("loops={NAPS}"),
+        ])
+    };
+    let mut parameters = load("vmap_purge_lock", "mutex", "nap")?;
+    let mut wanted = vec![("vmap_purge_lock", "exclusive")];
+    if guest
+        .built_era()
+        .is_some_and(|era| era.starts_with("rwsem"))
+    {
+        for during in ["nap", "downgrade"] {
+            parameters.push(load::THEN.into());
+            parameters.extend(load("vmap_area_lock", "rwsem", during)?);
+        }
+        wanted.extend([
+            ("vmap_area_lock", "exclusive"),
+            ("vmap_area_lock", "shared"),
+        ]);
+    }
+    let report = tool::recorded_module(flags, &module, &parameters)?;
+    for (lock, mode) in wanted {
+        let row_fits = |row: &Value| row["lock"] == lock && row["mode"] == mode;
+        let [switches, preemptions] =
+            ["switches", "preemptions"].map(|what| inside(&report, row_fits, what));
+        let naps = switches - preemptions;
+        let of_others = naps.saturating_sub(NAPS).min(NAPS_OF_OTHERS);
+        let what = format!("naps with {lock} {mode}");
+        counted(&report, &what, naps - of_others, NAPS)?;
+    }
+    equal(
+        "holds without an end",
+        report.loss("unmatched_acquisitions"),
+        0,
+    )?;
+    equal("ends without a hold", report.loss("unmatched_releases"), 0)?;
     Ok(Outcome::Passed)
 }
 
