@@ -812,6 +812,9 @@ pub mod constant {
         MARK | (array as u64) << 8 | index as u64
     }
 
+    /// Stands for the address of the slots of tasks.
+    pub const TASKS: u64 = 0x6b63_7461_736b_7300;
+
     const SHORT_MARK: u32 = 0x6b63_7400;
 
     /// Stands for a number in an instruction that calculates with it.

@@ -13,7 +13,7 @@ use std::ptr::{read_volatile, write_volatile};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::Array;
+use aya::maps::{Array, MapData};
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, ActiveCells, AuditRow, AuditTable, BlameRow, CellCounters,
     CopyCounters, CpuCounters, Durations, Holders, InsideCounters, NodeCounters, OpCounters,
@@ -99,8 +99,8 @@ pub struct BlameSum {
 }
 
 impl Counters {
-    /// Those of an object, which has to outlive them.
-    pub fn new(object: &Ebpf) -> Result<Self> {
+    /// Those of an object and of the slots of tasks, which have to outlive them.
+    pub fn new(object: &Ebpf, tasks: &MapData) -> Result<Self> {
         let cpus = Mapped::new(object, "COUNTERS")?;
         let count = cpus.len();
         let histograms = Histograms::new(object, count)?;
@@ -109,7 +109,7 @@ impl Counters {
             cells: Groups::new(object, "CELLS", count)?,
             rare: Groups::new(object, "RARE", count)?,
             active: Vec::new(),
-            tasks: Mapped::new(object, "TASKS")?,
+            tasks: Mapped::of_value(tasks).context("failed to map the slots of tasks")?,
             nodes: Mapped::new(object, "NODE_COUNTERS")?,
             blame: Groups::new(object, "BLAME", count)?,
             inside: Mapped::new(object, "INSIDE")?,

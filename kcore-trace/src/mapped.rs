@@ -11,7 +11,7 @@ use std::ptr::{NonNull, null_mut, read_volatile};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::Map;
+use aya::maps::{Map, MapData};
 use aya_obj::generated::BPF_F_MMAPABLE;
 
 /// Values of the contract that are integers only: any bytes are one.
@@ -32,18 +32,28 @@ pub(crate) struct Mapped<T> {
 impl<T: Plain> Mapped<T> {
     /// All of it; empty, if it was left out.
     pub(crate) fn new(object: &Ebpf, name: &str) -> Result<Self> {
-        let whole = array(object, name).and_then(|(fd, elements)| {
-            let len = elements as usize;
-            let memory = (len > 0).then(|| Memory::new(fd, 0, len * size_of::<T>()));
-            let memory = memory.transpose()?;
-            let first = memory.as_ref().map(|memory| memory.first.cast());
-            Ok(Self {
-                first: first.unwrap_or(NonNull::dangling()),
-                len,
-                _memory: memory,
-            })
-        });
+        let whole = array(object, name).and_then(|(fd, elements)| Self::of(fd, elements as usize));
         whole.with_context(|| format!("failed to map `{name}`"))
+    }
+
+    /// What the only value of an array is made of.
+    pub(crate) fn of_value(map: &MapData) -> Result<Self> {
+        let bytes = map
+            .info()
+            .context("failed to ask for its size")?
+            .value_size();
+        Self::of(map.fd().as_fd(), bytes as usize / size_of::<T>())
+    }
+
+    fn of(map: BorrowedFd<'_>, len: usize) -> Result<Self> {
+        let memory = (len > 0).then(|| Memory::new(map, 0, len * size_of::<T>()));
+        let memory = memory.transpose()?;
+        let first = memory.as_ref().map(|memory| memory.first.cast());
+        Ok(Self {
+            first: first.unwrap_or(NonNull::dangling()),
+            len,
+            _memory: memory,
+        })
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -11,7 +11,7 @@
 use core::arch::asm;
 use core::ptr::read_volatile;
 
-use kcore_trace_ebpf::layout::{acquire, constant, read};
+use kcore_trace_ebpf::layout::{Slot, acquire, constant, read};
 
 use super::by_constant;
 
@@ -63,6 +63,18 @@ pub(crate) fn is_set<const FLAG: usize>() -> bool {
 #[inline(always)]
 pub(crate) fn among_slots(hash: u64) -> u64 {
     by_constant!(hash, "&=", constant::short_mark(constant::SLOT_MASK))
+}
+
+/// The slots of tasks: 448 KiB, with more than 64 CPUs 7 KiB for each. They are the only value of an array that
+/// userspace makes before it loads, so that their address stands in the code and nothing is looked up.
+#[inline(always)]
+pub(crate) fn tasks() -> *mut Slot {
+    let first;
+    // SAFETY: an instruction that loads an address.
+    unsafe {
+        asm!("{0} = {1} ll", out(reg) first, const constant::TASKS, options(nomem, nostack));
+    }
+    first
 }
 
 /// A number times that of possible CPUs.

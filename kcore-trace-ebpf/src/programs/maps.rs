@@ -11,7 +11,7 @@ use aya_ebpf::maps::Array;
 use kcore_trace_ebpf::layout::{
     ActiveCells, AuditTable, BlameRow, CellCounters, CopyCounters, CpuCounters, HistogramOf,
     HolderStack, Holders, InsideCounters, NodeCounters, Octave, Place, RareCounters, ReaderRow,
-    SITE_CACHE, SLOTS, SiteTable, Slot, WorstStacks, WorstTable, holder, series,
+    SITE_CACHE, SiteTable, WorstStacks, WorstTable, holder, series,
 };
 
 /// `BPF_F_MMAPABLE` of `include/uapi/linux/bpf.h`.
@@ -89,11 +89,6 @@ pub(crate) static HIST_OF: Shared<HistogramOf> = Shared::new([0; series::ALWAYS_
 #[unsafe(link_section = ".bss.holders")]
 #[unsafe(no_mangle)]
 pub(crate) static HOLDERS: Shared<Holders> = Shared::new([Place::NEVER; holder::PLACES]);
-
-/// What tasks are doing, found by a hash of the task's address: 448 KiB, with more than 64 CPUs
-/// 7 KiB for each.
-#[map]
-pub(crate) static TASKS: Array<Slot> = Array::with_max_entries(SLOTS, MAPPABLE);
 
 /// Text ranges of the vmalloc functions. Written by userspace before anything is attached.
 #[unsafe(link_section = ".bss.sites")]

@@ -15,8 +15,7 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use kcore_trace_ebpf::layout::{HELD, Held, OpFrame, SLOT_WAYS, Slot, miss, state};
 use kcore_trace_ebpf::words::cell;
 
-use super::constants::among_slots;
-use super::maps::TASKS;
+use super::constants::{among_slots, tasks};
 use super::{Context, choose, hidden, number, op, read, record, sign};
 
 /// `THREAD_SIZE` and `IRQ_STACK_SIZE` of x86-64: stacks are aligned to it.
@@ -51,9 +50,18 @@ fn first_of(task: u64) -> u64 {
     among_slots(task.wrapping_mul(0x61c8_8647) >> 20)
 }
 
+/// The slot of a number below that of slots.
 #[inline(always)]
-fn numbered(number: u64) -> Option<*mut Slot> {
-    TASKS.get_ptr_mut(number as u32)
+fn at(number: u64) -> *mut Slot {
+    let offset = number.wrapping_mul(size_of::<Slot>() as u64);
+    // SAFETY: inside the array, as the verifier checks.
+    unsafe { tasks().byte_add(offset as usize) }
+}
+
+/// The same of a number of which the verifier knows nothing.
+#[inline(always)]
+fn numbered(number: u64) -> *mut Slot {
+    at(among_slots(number))
 }
 
 /// Beyond the number of any slot.
@@ -68,10 +76,13 @@ pub(crate) fn find() -> Option<*mut Slot> {
 /// The slot of a task, if it has one.
 #[inline(always)]
 pub(crate) fn of(task: u64) -> Option<*mut Slot> {
-    let mut slot = numbered(first_of(task))?;
+    let mut slot = at(first_of(task));
     // SAFETY: a map value.
     if unsafe { (*slot).owner } != task {
-        slot = numbered(elsewhere(task))?;
+        slot = match elsewhere(task) {
+            NOWHERE => return None,
+            number => numbered(number),
+        };
     }
     Some(slot)
 }
@@ -80,13 +91,17 @@ pub(crate) fn of(task: u64) -> Option<*mut Slot> {
 #[inline(always)]
 pub(crate) fn claim() -> Option<*mut Slot> {
     let task = current();
-    let mut slot = numbered(first_of(task))?;
+    let mut slot = at(first_of(task));
     // SAFETY: a map value.
     if unsafe { (*slot).owner } != task {
-        slot = numbered(match elsewhere(task) {
-            NOWHERE => take_over(task),
-            number => number,
-        })?;
+        let mut number = elsewhere(task);
+        if number == NOWHERE {
+            number = take_over(task);
+        }
+        if number == NOWHERE {
+            return None;
+        }
+        slot = numbered(number);
     }
     Some(slot)
 }
@@ -99,11 +114,9 @@ fn elsewhere(task: u64) -> u64 {
     let mut found = NOWHERE;
     for way in 1..u64::from(SLOT_WAYS) {
         let number = first ^ way;
-        if let Some(slot) = numbered(number) {
-            // SAFETY: a map value.
-            let owner = unsafe { (*slot).owner };
-            found = choose(equal(owner, task), number, found);
-        }
+        // SAFETY: a map value.
+        let owner = unsafe { (*at(number)).owner };
+        found = choose(equal(owner, task), number, found);
     }
     found
 }
@@ -119,9 +132,7 @@ fn take_over(task: u64) -> u64 {
     let (mut found, mut oldest) = (NOWHERE, NEVER);
     for way in 0..u64::from(SLOT_WAYS) {
         let number = first ^ way;
-        let Some(slot) = numbered(number) else {
-            continue;
-        };
+        let slot = at(number);
         // SAFETY: a map value.
         let (free, touched) = unsafe {
             let free = is_idle(slot) | is_abandoned(slot, now);
@@ -140,10 +151,11 @@ fn take_over(task: u64) -> u64 {
         found = choose(older, number, found);
         oldest = choose(older, touched, oldest);
     }
-    let Some(slot) = numbered(found) else {
+    if found == NOWHERE {
         record::miss(miss::NO_SLOT);
         return NOWHERE;
-    };
+    }
+    let slot = numbered(found);
     // SAFETY: a map value.
     unsafe {
         op::leave_block_scope(slot);
@@ -175,8 +187,8 @@ pub(crate) unsafe fn reference(slot: *const Slot, held: *const Held) -> u32 {
 /// The lock that a reference is to.
 #[inline(always)]
 pub(crate) fn referred(reference: u32) -> Option<*mut Held> {
-    let number = (reference >> PLACE_BITS).wrapping_sub(1);
-    let slot = numbered(number.into())?;
+    let number = (reference >> PLACE_BITS).checked_sub(1)?;
+    let slot = numbered(number.into());
     let place = hidden(u64::from(reference) & ((1 << PLACE_BITS) - 1));
     if place > (size_of::<Slot>() - size_of::<Held>()) as u64 {
         return None;

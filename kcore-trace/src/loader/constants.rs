@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use kcore_trace_ebpf::layout::{SLOTS, address, block, constant, flag, node, read, text};
+use kcore_trace_ebpf::layout::{SLOTS, Slot, address, block, constant, flag, node, read, text};
 use kcore_trace_ebpf::words::{Destination, Intent, Kind, Lock, Op};
 
 use crate::diagnostics;
@@ -18,10 +18,17 @@ use crate::probes::{ARGUMENT_HELPER, CGROUP_HELPER, TASK_HELPER};
 /// Bytes of a page, and of the alignment that the page allocator gives to a whole order.
 const PAGE: u64 = 4096;
 
-/// How many task slots there are.
+/// How many task slots there are. They are one value of an array, of which kernels before 6.1 take no larger
+/// ones than their allocator for small memory gives (`array_map_alloc_check` in `kernel/bpf/arraymap.c`).
 pub(super) fn slots(cpus: u32) -> u32 {
-    cpus.saturating_mul(16).next_power_of_two().max(SLOTS)
+    cpus.saturating_mul(16)
+        .clamp(SLOTS, MOST_SLOTS)
+        .next_power_of_two()
 }
+
+/// With as many they are smaller than `KMALLOC_MAX_SIZE` of x86-64.
+const MOST_SLOTS: u32 = 1 << 13;
+const _: () = assert!(MOST_SLOTS as usize * size_of::<Slot>() <= 4 << 20);
 
 /// One more than the highest id of a CPU, which is what counters are indexed by: ids can have gaps,
 /// and then there are fewer CPUs than that.

@@ -1,14 +1,20 @@
 //! From the object to maps and programs that can be attached.
 //!
-//! In: the object, the constants and how many CPUs there are. Out: an [`Ebpf`] whose maps exist.
+//! In: the object, the constants and how many CPUs there are. Out: an [`Ebpf`] whose maps exist, and the slots of
+//! tasks, which are none of them.
 //! Invariant: of a map that the plan has no use for there is as little as there can be.
 
+use std::os::fd::AsFd as _;
 use std::thread;
 
 use anyhow::{Context as _, Result};
+use aya::maps::MapData;
 use aya::{Ebpf, EbpfLoader};
+use aya_obj::generated::{BPF_F_MMAPABLE, bpf_map_type::BPF_MAP_TYPE_ARRAY};
 use kcore_trace_ebpf::bucket;
-use kcore_trace_ebpf::layout::{HISTOGRAMS, HOLDER_STACKS, READERS, audit, blame, flag, node};
+use kcore_trace_ebpf::layout::{
+    HISTOGRAMS, HOLDER_STACKS, READERS, Slot, audit, blame, constant, flag, node,
+};
 use kcore_trace_ebpf::words::{Destination, Source, cell};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::chroot;
@@ -54,7 +60,7 @@ pub(super) fn load(
     constants: &Constants,
     facts: &Facts,
     addresses: &Addresses,
-) -> Result<Ebpf> {
+) -> Result<(Ebpf, MapData)> {
     let cpus = possible_ids(facts);
     let sees_inside = constants.flags[flag::INSIDE] != 0;
     let log_level = diagnostics::kernel_level();
@@ -63,7 +69,6 @@ pub(super) fn load(
     let when = |is_used: bool, entries: u32| is_used.then_some(entries);
     let with = |flag: usize, entries| when(constants.flags[flag] != 0, entries);
     let arrays = [
-        ("TASKS", Some(slots(cpus))),
         ("COUNTERS", Some(cpus)),
         ("CELLS", Some(cpus * cell::COUNT as u32)),
         ("RARE", Some(cpus * cell::COUNT as u32)),
@@ -81,6 +86,8 @@ pub(super) fn load(
         ("HOLDER_STACKS", with(flag::STACKS, HOLDER_STACKS as u32)),
         ("AUDIT", with(flag::AUDIT, cpus)),
     ];
+    let tasks = tasks(cpus)?;
+    object.point_to(constant::TASKS, tasks.fd().as_fd());
     if let Some(variable) = constants.preempt_count {
         object.name_variable(audit::VARIABLE, variable);
     }
@@ -105,7 +112,16 @@ pub(super) fn load(
             None => object.leave_out_map(name)?,
         }
     }
-    loader
+    let object = loader
         .load(object.bytes())
-        .context("failed to create the maps")
+        .context("failed to create the maps")?;
+    Ok((object, tasks))
+}
+
+/// The slots of tasks in one value, so that programs find them without a look-up.
+fn tasks(cpus: u32) -> Result<MapData> {
+    let bytes = slots(cpus) * size_of::<Slot>() as u32;
+    let (array, index) = (BPF_MAP_TYPE_ARRAY as u32, size_of::<u32>() as u32);
+    let map = aya_obj::Map::new_from_params(array, index, bytes, 1, BPF_F_MMAPABLE);
+    MapData::create(map, "TASKS", None).context("failed to create the slots of tasks")
 }

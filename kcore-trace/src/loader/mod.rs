@@ -99,6 +99,8 @@ unsafe impl Pod for Table {}
 /// The programs while they count.
 pub struct Session {
     object: Ebpf,
+    /// The slots of tasks.
+    tasks: MapData,
     /// Reads what the programs log; nothing where diagnostics are off.
     logger: Option<EbpfLogger<&'static dyn Log>>,
     loaded: Vec<String>,
@@ -121,11 +123,12 @@ impl Session {
         check_capabilities()?;
         let constants = Constants::new(&plan, facts, addresses);
         let object = Object::with(|name| may_be_attached(&plan, name))?;
-        let mut object = load::load(preparation, object, &constants, facts, addresses)?;
+        let (mut object, tasks) = load::load(preparation, object, &constants, facts, addresses)?;
         let wanted = diagnostics::kernel_level() > 0;
         let logger = wanted.then(|| EbpfLogger::init(&mut object)).transpose();
         let mut session = Self {
             object,
+            tasks,
             holds_at_place: constants.flags[flag::HOLDS_AT_PLACE] != 0,
             logger: logger.context("failed to read the log of the programs")?,
             loaded: Vec::new(),
@@ -204,7 +207,7 @@ impl Session {
 
     /// What the programs count.
     pub(crate) fn counters(&self) -> Result<Counters> {
-        Counters::new(&self.object)
+        Counters::new(&self.object, &self.tasks)
     }
 
     /// Has the counters look for cells that occur.

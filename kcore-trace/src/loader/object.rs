@@ -9,10 +9,13 @@
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::ops::Range;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::str;
 
 use anyhow::{Context as _, Result};
-use aya_obj::generated::{BPF_PSEUDO_BTF_ID, bpf_map_type::BPF_MAP_TYPE_ARRAY};
+use aya_obj::generated::{
+    BPF_PSEUDO_BTF_ID, BPF_PSEUDO_MAP_VALUE, bpf_map_type::BPF_MAP_TYPE_ARRAY,
+};
 use aya_obj::maps::bpf_map_def;
 use object::LittleEndian as Little;
 use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_NULL, SHT_SYMTAB};
@@ -120,10 +123,21 @@ impl Object {
     /// Has the programs load the address of a CPU's own variable, by its BTF id, where they load a constant
     /// that stands for it.
     pub(super) fn name_variable(&mut self, constant: u64, variable: u32) {
+        self.resolve(constant, BPF_PSEUDO_BTF_ID, variable);
+    }
+
+    /// Has the programs load the address of the only value of an array, where they load a constant that stands
+    /// for it. The array is to be open until they are loaded.
+    pub(super) fn point_to(&mut self, constant: u64, array: BorrowedFd<'_>) {
+        self.resolve(constant, BPF_PSEUDO_MAP_VALUE, array.as_raw_fd() as u32);
+    }
+
+    /// Has the kernel put something in the place of a constant, which is named in its way.
+    fn resolve(&mut self, constant: u64, way: u32, name: u32) {
         self.each_constant(|loaded, instruction| {
             if loaded == constant {
-                instruction[1] |= (BPF_PSEUDO_BTF_ID as u8) << 4;
-                set_immediate(instruction, variable.into());
+                instruction[1] |= (way as u8) << 4;
+                set_immediate(instruction, name.into());
             }
         });
     }
@@ -199,6 +213,9 @@ fn set_immediate(instruction: &mut [u8], immediate: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::os::fd::AsFd as _;
+
     use kcore_trace_ebpf::layout::AuditTable;
 
     use super::*;
@@ -249,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_that_stands_for_a_variable_gives_way_to_its_id() {
+    fn constants_that_stand_for_a_variable_and_an_array_give_way_to_their_numbers() {
         const CONSTANT: u64 = 0x1122_3344_5566_7788;
         let load = |register: u8, constant: u64| {
             let [low, high] = [constant as u32, (constant >> 32) as u32].map(u32::to_le_bytes);
@@ -257,19 +274,28 @@ mod tests {
         };
         let other = vec![7; INSTRUCTION_BYTES];
         let bytes = |loads: [Vec<u8>; 3]| [other.clone(), loads.concat()].concat();
-        let code = bytes([load(1, CONSTANT), load(2, CONSTANT + 1), load(3, CONSTANT)]);
+        let code = bytes([
+            load(1, CONSTANT),
+            load(2, CONSTANT + 1),
+            load(3, CONSTANT + 2),
+        ]);
         let mut object = Object {
             code: std::iter::once(0..code.len()).collect(),
             bytes: code,
             maps: HashMap::new(),
         };
         object.name_variable(CONSTANT, 42);
-        let named = |register: u8| load(register | 3 << 4, 42);
+        object.point_to(CONSTANT + 2, io::stdin().as_fd());
+        // As in `include/uapi/linux/bpf.h`.
+        let (variable, value) = (load(1 | 3 << 4, 42), load(3 | 2 << 4, 0));
         let second = load(2, CONSTANT + 1);
-        assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
+        assert_eq!(
+            object.bytes(),
+            bytes([variable.clone(), second, value.clone()])
+        );
         object.replace_constants(|constant| (constant == CONSTANT + 1).then_some(u64::MAX));
         let second = load(2, u64::MAX);
-        assert_eq!(object.bytes(), bytes([named(1), second, named(3)]));
+        assert_eq!(object.bytes(), bytes([variable, second, value]));
     }
 
     /// Every program of the tables is in the object, and every program of the object in a table.
