@@ -301,8 +301,7 @@ pub(crate) fn each_sleeping_held(task: u64, each: impl Fn(u32)) {
     }
 }
 
-/// The hold of a lock with a fixed address ends, if it was seen to begin; of one that any task may take
-/// meanwhile because its releases can be missed, by that task.
+/// The hold of a lock with a fixed address ends, if it was seen to begin: by a task, if one is told.
 #[inline(always)]
 pub(crate) fn end(at: At, by: Option<u64>) -> Option<Hold> {
     let place = at.place;

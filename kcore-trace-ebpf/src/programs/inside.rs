@@ -4,8 +4,8 @@
 //! In: switches between tasks, page faults inside reads, shared acquisitions. Out: the counters of the
 //! cell of each lock that the task holds. A fault or a switch inside two holds is counted in both.
 //!
-//! Invariant: a task that neither holds nor waits for one of our locks costs two look-ups when it
-//! leaves its CPU or comes back, and nothing is written.
+//! Invariant: a task that neither holds nor waits for one of our locks costs a look at its slot when it leaves
+//! its CPU or comes back, and one at the three places of locks whose holders may sleep; nothing is written.
 
 use core::ptr::read_volatile;
 

@@ -73,6 +73,7 @@ fn taken(kind: Type, address: u64, lock: Lock) -> Taken {
     known(kind, address, lock).forgotten()
 }
 
+/// The same, of which it knows them.
 #[inline(always)]
 fn known(kind: Type, address: u64, lock: Lock) -> Taken {
     match kind {
