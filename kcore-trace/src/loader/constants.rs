@@ -219,6 +219,12 @@ mod tests {
     use crate::loader::object::Object;
 
     #[test]
+    fn tasks_have_more_slots_where_there_are_more_cpus_as_many_as_a_value_has_room_for() {
+        assert_eq!([1, 64, 65, 512].map(slots), [SLOTS, SLOTS, 2048, 8192]);
+        assert_eq!([513, u32::MAX].map(slots), [MOST_SLOTS; 2]);
+    }
+
+    #[test]
     fn every_constant_in_the_programs_has_a_value() {
         let constants = Constants::default();
         let mut seen = [0; constant::ARRAYS];

@@ -106,7 +106,7 @@ pub struct Session {
     loaded: Vec<String>,
     /// The links of programs by kprobe, where the kernel counts what they miss.
     kprobes: Vec<(String, OwnedFd)>,
-    /// Whether holds of spinlocks are kept at their places.
+    /// Whether exclusive holds are kept at the places of locks.
     holds_at_place: bool,
     /// The plan, with what turned out to be missing.
     pub plan: Plan,

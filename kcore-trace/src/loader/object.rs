@@ -285,9 +285,9 @@ mod tests {
             maps: HashMap::new(),
         };
         object.name_variable(CONSTANT, 42);
-        object.point_to(CONSTANT + 2, io::stdin().as_fd());
+        object.point_to(CONSTANT + 2, io::stderr().as_fd());
         // As in `include/uapi/linux/bpf.h`.
-        let (variable, value) = (load(1 | 3 << 4, 42), load(3 | 2 << 4, 0));
+        let (variable, value) = (load(1 | 3 << 4, 42), load(3 | 2 << 4, 2));
         let second = load(2, CONSTANT + 1);
         assert_eq!(
             object.bytes(),
