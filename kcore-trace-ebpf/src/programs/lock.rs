@@ -19,7 +19,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use kcore_trace_ebpf::layout::{self, Held, Slot, flag, miss, state, text};
-use kcore_trace_ebpf::words::{Intent, Lock, Mode, Op, cell};
+use kcore_trace_ebpf::words::{Intent, Kind, Lock, Mode, Op, cell};
 
 use super::audit::{self, Acquisition};
 use super::blame as blamed;
@@ -31,16 +31,6 @@ use super::slot::{self, Here};
 use super::waits::{self, Returned};
 use super::{Context, hidden, inside, node, number, op, reader, worst};
 
-/// The kinds of locks.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Spinlock,
-    Rwsem,
-    Mutex,
-    /// Where it makes no difference: by tracepoint.
-    Any,
-}
-
 /// A lock as it is being taken or released.
 #[derive(Clone, Copy)]
 pub(crate) struct Taken {
@@ -49,7 +39,8 @@ pub(crate) struct Taken {
     /// The number of the role: a whole word, so that it is compared as it is.
     lock: u64,
     mode: Mode,
-    kind: Kind,
+    /// Not known by tracepoint, where it makes no difference.
+    kind: Option<Kind>,
     /// Whether it is only tried.
     tries: bool,
 }
@@ -72,7 +63,7 @@ impl Taken {
             address,
             lock: record::forget(lock as u64),
             mode: Mode::Exclusive,
-            kind: Kind::Spinlock,
+            kind: Some(Kind::Spinlock),
             tries: false,
         }
     }
@@ -88,7 +79,7 @@ impl Taken {
 
     /// One whose role is known as a number.
     #[inline(always)]
-    pub(crate) fn numbered(address: u64, lock: u32, kind: Kind, mode: Mode) -> Self {
+    pub(crate) fn numbered(address: u64, lock: u32, kind: Option<Kind>, mode: Mode) -> Self {
         Self {
             address,
             lock: lock.into(),
@@ -109,7 +100,7 @@ impl Taken {
 
     #[inline(always)]
     fn spins(self) -> bool {
-        self.kind == Kind::Spinlock
+        self.kind == Some(Kind::Spinlock)
     }
 
     /// Whether its release is hooked too, so that the holder is worth remembering.
@@ -126,7 +117,7 @@ impl Taken {
     /// Whether its address is fixed: no block has an rwsem.
     #[inline(always)]
     fn has_place(self) -> bool {
-        self.kind == Kind::Rwsem || !self.is(Lock::VmapBlock)
+        self.kind == Some(Kind::Rwsem) || !self.is(Lock::VmapBlock)
     }
 
     /// Where its holder is kept.
@@ -152,7 +143,7 @@ impl Taken {
     /// The same of a lock that was waited for: much comes after, which the verifier would follow twice.
     #[inline(always)]
     fn at_of_waited(self) -> At {
-        if self.kind == Kind::Rwsem {
+        if self.kind == Some(Kind::Rwsem) {
             self.at_its_place()
         } else {
             At::of(self.lock, self.address())
@@ -389,7 +380,7 @@ fn decided<const AT_PLACE: bool, const AUDITED: bool>(
                 task: (*slot).owner,
                 cpu: cpu.id(),
                 of_cell,
-                may_share: taken.kind == Kind::Rwsem,
+                may_share: taken.kind == Some(Kind::Rwsem),
             };
             return holder::begin(at, taken.address(), index, taker);
         }

@@ -5,11 +5,11 @@
 //! acquisition. A holder may sleep and be moved to another CPU: a hold is counted on the one that it began on.
 
 use kcore_trace_ebpf::layout::{acquire, address, block};
-use kcore_trace_ebpf::words::{Lock, Mode};
+use kcore_trace_ebpf::words::{Kind, Lock, Mode};
 
 use super::constants::{blocks, lock as address_of};
 use super::holder::At;
-use super::lock::{self, Kind, Taken};
+use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
 use super::spin::is_block_lock;
@@ -76,10 +76,11 @@ fn taken(kind: Type, address: u64, lock: Lock) -> Taken {
 /// The same, of which it knows them.
 #[inline(always)]
 fn known(kind: Type, address: u64, lock: Lock) -> Taken {
-    match kind {
-        Type::Rwsem(mode) => Taken::numbered(address, lock as u32, Kind::Rwsem, mode),
-        Type::Mutex => Taken::numbered(address, lock as u32, Kind::Mutex, Mode::Exclusive),
-    }
+    let (kind, mode) = match kind {
+        Type::Rwsem(mode) => (Kind::Rwsem, mode),
+        Type::Mutex => (Kind::Mutex, Mode::Exclusive),
+    };
+    Taken::numbered(address, lock as u32, Some(kind), mode)
 }
 
 /// Whether `vmap_block.lock` is a mutex and someone is in a function that may take one.

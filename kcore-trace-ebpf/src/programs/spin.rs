@@ -7,11 +7,11 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use kcore_trace_ebpf::layout::{acquire, address, block, flag, node, node_lock};
-use kcore_trace_ebpf::words::{Lock, Mode};
+use kcore_trace_ebpf::words::{Kind, Lock, Mode};
 
 use super::constants::{blocks, is_set, lock as address_of, nodes};
 use super::holder::At;
-use super::lock::{self, Kind, Taken};
+use super::lock::{self, Taken};
 use super::site::{self, Caller};
 use super::slot::Here;
 use super::waits::Returned;
@@ -110,7 +110,7 @@ fn identify(pointer: u64, here: Here, caller: Caller) -> Option<Taken> {
 fn released(ctx: Context, pointer: u64) {
     if let Some(lock) = role(pointer) {
         // Without forgetting the role: the way from here on is short.
-        let taken = Taken::numbered(pointer, lock as u32, Kind::Spinlock, Mode::Exclusive);
+        let taken = Taken::numbered(pointer, lock as u32, Some(Kind::Spinlock), Mode::Exclusive);
         lock::release(ctx, taken);
     } else if blocks_in_use() {
         lock::release_if_held(ctx, Taken::spinlock(number(pointer), Lock::VmapBlock));
@@ -147,7 +147,7 @@ fn slow_path_alone(ctx: Context, address: u64, stack_words: u64) {
         return;
     };
     if role != Lock::VmapBlock as u32 || stack.site.takes_block_lock {
-        let taken = Taken::numbered(address, role, Kind::Spinlock, Mode::Exclusive);
+        let taken = Taken::numbered(address, role, Some(Kind::Spinlock), Mode::Exclusive);
         lock::slow_path_alone(taken, &stack);
     }
 }

@@ -15,7 +15,7 @@ use kcore_trace_ebpf::layout::{address, block, node, text};
 use kcore_trace_ebpf::words::{Lock, Mode, Op};
 
 use super::constants::{blocks, kernel, lock as address_of, nodes};
-use super::lock::{self, Kind, Taken};
+use super::lock::{self, Taken};
 use super::maps::Shared;
 use super::record;
 use super::spin::{self, is_block_lock};
@@ -177,7 +177,7 @@ fn begin(ctx: Context) {
     } else {
         Mode::Exclusive
     };
-    lock::slow_path_alone(Taken::numbered(lock, role, Kind::Any, mode), &stack);
+    lock::slow_path_alone(Taken::numbered(lock, role, None, mode), &stack);
 }
 
 programs! {
