@@ -211,12 +211,17 @@ unsafe fn begin_row(ctx: Context, table: *mut AuditTable, key: u64, contexts: u6
             write_volatile(&raw mut (*table).busy, 1);
             // Whoever came in between has ended by now.
             let is_free = read_volatile(&raw const (*row).key) == 0;
+            let mut room = None;
             if is_free {
                 (*row).count = 1;
-                (*row).stack = keep_stack(ctx, table, contexts);
+                room = room_for_stack(table, contexts);
                 write_volatile(&raw mut (*row).key, key);
             }
+            // To walk the stack takes long, and an interrupt meanwhile may have a row of its own to begin.
             write_volatile(&raw mut (*table).busy, 0);
+            if let Some(number) = room {
+                (*row).stack = keep_stack(ctx, table, number);
+            }
             if is_free {
                 return;
             }
@@ -333,34 +338,44 @@ unsafe fn free(table: *mut AuditTable, key: u64) -> Option<*mut AuditRow> {
     None
 }
 
-/// Keeps the stack as an example. Two thirds of the room are for contexts that forbid to sleep.
+/// The number of a place for an example stack, from now on in use. Two thirds of the room are for contexts
+/// that forbid to sleep.
 #[inline(always)]
-unsafe fn keep_stack(ctx: Context, table: *mut AuditTable, contexts: u64) -> u64 {
-    // SAFETY: the caller passes a map value; the index is inside the array, and the helper writes no
-    // more than it is told.
+unsafe fn room_for_stack(table: *mut AuditTable, contexts: u64) -> Option<u64> {
+    // SAFETY: the caller passes a map value.
     unsafe {
-        let used = hidden((*table).used_stacks);
+        let used = (*table).used_stacks;
         let room = match contexts {
             0 => AUDIT_STACKS as u64 / 3,
             _ => AUDIT_STACKS as u64,
         };
-        if used >= room || used >= AUDIT_STACKS as u64 {
-            return 0;
-        }
-        let stack = (&raw mut (*table).stacks)
-            .cast::<Stack>()
-            .add(used as usize);
-        let bytes = bpf_get_stack(
-            ctx.as_ptr().cast(),
-            stack.cast(),
-            size_of::<Stack>() as u32,
-            0,
-        );
-        if bytes <= 0 {
-            return 0;
+        if used >= room {
+            return None;
         }
         (*table).used_stacks = used + 1;
-        used + 1
+        Some(used)
+    }
+}
+
+/// Keeps the stack as an example, and says where, plus one; zero if it cannot be walked.
+#[inline(always)]
+unsafe fn keep_stack(ctx: Context, table: *mut AuditTable, number: u64) -> u64 {
+    let index = hidden(number);
+    if index >= AUDIT_STACKS as u64 {
+        return 0;
+    }
+    // SAFETY: the caller passes a map value; the index is inside the array, and the helper writes no
+    // more than it is told.
+    unsafe {
+        let stack = (&raw mut (*table).stacks)
+            .cast::<Stack>()
+            .add(index as usize);
+        let size = size_of::<Stack>() as u32;
+        let bytes = bpf_get_stack(ctx.as_ptr().cast(), stack.cast(), size, 0);
+        match bytes > 0 {
+            true => index + 1,
+            false => 0,
+        }
     }
 }
 
