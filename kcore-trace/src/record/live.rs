@@ -30,7 +30,10 @@ impl Live {
             kernel.era,
             header.level.name()
         ));
-        bar.enable_steady_tick(Duration::from_millis(250));
+        // What nobody sees is not worth a thread that wakes.
+        if !bar.is_hidden() {
+            bar.enable_steady_tick(Duration::from_millis(250));
+        }
         Self { bar }
     }
 
