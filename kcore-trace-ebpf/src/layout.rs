@@ -145,10 +145,19 @@ const _: () = assert!(size_of::<NodeCounters>() == 24);
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct BlameRow {
-    pub wait_sum_ns: [u64; blame::HOLDERS],
+    pub wait_sum_ns: [u64; blame::COLUMNS],
     /// Wrapping.
-    pub waits: [u32; blame::HOLDERS],
-    pub unused: [u32; 11],
+    pub waits: [u32; blame::COLUMNS],
+    pub unused: [u32; 8],
+}
+
+impl BlameRow {
+    /// One of nobody who waited.
+    pub const NONE: Self = Self {
+        wait_sum_ns: [0; _],
+        waits: [0; _],
+        unused: [0; _],
+    };
 }
 
 const _: () = assert!(size_of::<BlameRow>() == 320);
@@ -260,6 +269,8 @@ pub mod blame {
     /// The holder of which nothing is known.
     pub const UNKNOWN: u32 = PURPOSES as u32;
     pub const HOLDERS: usize = PURPOSES + 1;
+    /// Counters of a row, of which the last are unused: userspace reads 32 bytes at a time.
+    pub const COLUMNS: usize = HOLDERS.next_multiple_of(8);
     /// Locks of one kernel, the most there are.
     const LOCKS: usize = 7;
     /// How many rows each CPU has: 48 KiB.
@@ -445,7 +456,7 @@ const _: () = assert!(size_of::<AuditRow>() == 24);
 pub struct AuditTable {
     /// Address of this CPU's preempt count. Written by userspace.
     pub preempt_count_at: u64,
-    /// Not zero while a row is being written.
+    /// Not zero while a row is being begun.
     pub busy: u64,
     /// Stacks that are in use.
     pub used_stacks: u64,

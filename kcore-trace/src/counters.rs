@@ -17,14 +17,15 @@ use aya::maps::{Array, MapData};
 use kcore_trace_ebpf::layout::{
     AUDIT_ROWS, AUDIT_STACKS, ActiveCells, AuditRow, AuditTable, BlameRow, CellCounters,
     CopyCounters, CpuCounters, Durations, Holders, InsideCounters, NodeCounters, OpCounters,
-    RareCounters, ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, blame, miss,
-    node, state,
+    RareCounters, ReaderRow, Slot, Stack, WORST, WorstStacks, WorstTable, WorstWait, miss, node,
+    state,
 };
 use kcore_trace_ebpf::words::{Op, cell};
 
 use crate::histograms::{Expected, Histograms};
 use crate::host::cpu_ids;
 use crate::mapped::{Groups, Mapped, Plain};
+use crate::sums;
 
 /// What was counted until some moment, on all CPUs.
 pub struct Counters {
@@ -41,6 +42,9 @@ pub struct Counters {
     readers: Mapped<ReaderRow>,
     worst: Mapped<WorstTable>,
     worst_stacks: Mapped<WorstStacks>,
+    /// When each of the longest waits ended that was read, by CPU: a place keeps its wait until a longer one
+    /// takes it.
+    worst_read: Vec<[u64; WORST]>,
     audit: Mapped<AuditTable>,
     histograms: Histograms,
     /// How many CPUs are looked at, from the first on. It never falls, so that no sum does.
@@ -90,20 +94,13 @@ pub struct CellSum {
     pub hold: Durations,
 }
 
-/// Waits of a kind of acquisition for a kind of holder, over all CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlameSum {
-    /// Wrapping.
-    pub waits: u32,
-    pub wait_sum_ns: u64,
-}
-
 impl Counters {
     /// Those of an object and of the slots of tasks, which have to outlive them.
     pub fn new(object: &Ebpf, tasks: &MapData) -> Result<Self> {
         let cpus = Mapped::new(object, "COUNTERS")?;
         let count = cpus.len();
         let histograms = Histograms::new(object, count)?;
+        let worst: Mapped<WorstTable> = Mapped::new(object, "WORST")?;
         let mut counters = Self {
             cpus,
             cells: Groups::new(object, "CELLS", count)?,
@@ -115,7 +112,8 @@ impl Counters {
             inside: Mapped::new(object, "INSIDE")?,
             copies: Mapped::new(object, "COPIES")?,
             readers: Mapped::new(object, "READERS")?,
-            worst: Mapped::new(object, "WORST")?,
+            worst_read: vec![[0; WORST]; worst.len()],
+            worst,
             worst_stacks: Mapped::new(object, "WORST_STACKS")?,
             audit: Mapped::new(object, "AUDIT")?,
             histograms,
@@ -138,7 +136,7 @@ impl Counters {
         self.looked_at = self.cpus.len();
     }
 
-    fn running(&self) -> impl Iterator<Item = *mut CpuCounters> {
+    fn running(&self) -> impl Iterator<Item = *mut CpuCounters> + Clone {
         self.cpus.iter().take(self.looked_at)
     }
 
@@ -181,38 +179,43 @@ impl Counters {
 
     /// The sum of a cell that has counted something.
     pub fn cell(&self, index: usize) -> CellSum {
-        let mut sum = CellSum::default();
-        let cpus = self.cells.group(index).zip(self.rare.group(index));
-        for (cpu, rare) in cpus.take(self.looked_at) {
-            // SAFETY: values of the maps, plain integers.
-            let (cpu, rare) = unsafe { (read_volatile(cpu), read_volatile(rare)) };
-            sum.acquisitions += cpu.acquisitions;
-            sum.contended += cpu.contended;
-            sum.aborted += rare.aborted;
-            sum.aborted_wait_ns += rare.aborted_wait_ns;
-            sum.try_failed += rare.try_failed;
-            sum.releases += cpu.releases;
-            let wait = Durations {
-                sum_ns: cpu.wait_sum_ns,
-                inverted_min_ns: rare.inverted_wait_min_ns,
-                max_ns: cpu.wait_max_ns,
-            };
-            add_durations(&mut sum.wait, &wait);
-            add_durations(&mut sum.hold, &cpu.hold);
+        let cells = self.cells.group(index).take(self.looked_at);
+        let rare = self.rare.group(index).take(self.looked_at);
+        // SAFETY: values of the maps, of counters of 64 bits, in whole 32 bytes.
+        let ((sum, max), (rare, rare_max)) = unsafe {
+            (
+                sums::and_maxima_of_u64::<_, 2>(cells),
+                sums::and_maxima_of_u64::<_, 1>(rare),
+            )
+        };
+        CellSum {
+            acquisitions: sum.acquisitions,
+            contended: sum.contended,
+            aborted: rare.aborted,
+            aborted_wait_ns: rare.aborted_wait_ns,
+            try_failed: rare.try_failed,
+            releases: sum.releases,
+            wait: Durations {
+                sum_ns: sum.wait_sum_ns,
+                inverted_min_ns: rare_max.inverted_wait_min_ns,
+                max_ns: max.wait_max_ns,
+            },
+            hold: over_all(&sum.hold, max.hold),
         }
-        sum
     }
 
     /// The sum of an op.
     pub fn op(&self, op: Op) -> OpCounters {
-        let mut sum = OpCounters::default();
-        for cpu in self.running() {
-            // SAFETY: as above.
-            let cpu = unsafe { read_volatile(&raw const (*cpu).ops[op.index()]) };
-            sum.count += cpu.count;
-            add_durations(&mut sum.latency, &cpu.latency);
+        let cpus = self.running();
+        // SAFETY: the same; the index is inside the array.
+        let (sum, max) = unsafe {
+            let cpus = cpus.map(|cpu| &raw mut (*cpu).ops[op.index()]);
+            sums::and_maxima_of_u64::<_, 1>(cpus)
+        };
+        OpCounters {
+            count: sum.count,
+            latency: over_all(&sum.latency, max.latency),
         }
-        sum
     }
 
     /// How many nodes are counted one by one; none on a kernel that has no nodes.
@@ -243,24 +246,24 @@ impl Counters {
     }
 
     /// The sums of a kind of waiter by holder; by [`blame::row`].
-    pub fn blame(&mut self, row: usize) -> Result<[BlameSum; blame::HOLDERS]> {
-        let mut sums = [BlameSum::default(); blame::HOLDERS];
+    pub fn blame(&mut self, row: usize) -> Result<BlameRow> {
         self.blame.map(row)?;
-        for cpu in self.blame.group(row).take(self.looked_at) {
-            // SAFETY: a value of the map, plain integers.
-            let cpu = unsafe { read_volatile(cpu) };
-            let counters = cpu.waits.iter().zip(cpu.wait_sum_ns);
-            for (sum, (waits, wait_sum_ns)) in sums.iter_mut().zip(counters) {
-                sum.waits = sum.waits.wrapping_add(*waits);
-                sum.wait_sum_ns = sum.wait_sum_ns.wrapping_add(wait_sum_ns);
+        let rows = || self.blame.group(row).take(self.looked_at);
+        // SAFETY: the same, and of counters of 32 bits.
+        Ok(unsafe {
+            BlameRow {
+                wait_sum_ns: sums::of_u64::<_, 6>(rows().map(|row| &raw mut (*row).wait_sum_ns)),
+                waits: sums::of_u32::<_, 3>(rows().map(|row| &raw mut (*row).waits)),
+                ..BlameRow::NONE
             }
-        }
-        Ok(sums)
+        })
     }
 
-    /// What happened inside the holds of each cell; nothing where it is not looked at.
-    pub fn inside(&self) -> impl Iterator<Item = (usize, InsideCounters)> {
-        self.inside.values().enumerate()
+    /// What happened inside the holds of a cell; nothing where it is not looked at.
+    pub fn inside(&self, cell: usize) -> Option<InsideCounters> {
+        let counters = self.inside.at(cell)?;
+        // SAFETY: a value of the map, plain integers.
+        Some(unsafe { read_volatile(counters) })
     }
 
     /// Reads by destination; nothing where they are not looked at.
@@ -273,27 +276,32 @@ impl Counters {
         self.readers.len()
     }
 
-    /// The longest waits of each CPU, as far as none is being written; nothing where they are not
-    /// looked at. The stacks of waiter and holder are zeros where they are not kept.
-    pub fn worst(&self) -> impl Iterator<Item = (WorstWait, [Stack; 2])> {
-        let tables = self.worst.iter().take(self.looked_at);
-        let whole = tables.enumerate().filter_map(|(cpu, table)| {
+    /// Of the longest waits of each CPU those that are there since the last call, as far as none is being
+    /// written; nothing where they are not looked at. The stacks of waiter and holder are zeros where they are
+    /// not kept.
+    pub fn worst(&mut self) -> Vec<(WorstWait, [Stack; 2])> {
+        let mut new = Vec::new();
+        let tables = self.worst.iter().take(self.looked_at).enumerate();
+        for ((cpu, table), read) in tables.zip(&mut self.worst_read) {
             let stacks = self.worst_stacks.at(cpu);
-            // SAFETY: values of the maps, plain integers; the index is inside the array.
-            unsafe {
-                let waits = read_volatile(&raw const (*table).waits);
-                let stacks_of = |index: usize| {
+            for (index, read) in read.iter_mut().enumerate() {
+                // SAFETY: values of the maps, plain integers; the index is inside the arrays.
+                unsafe {
+                    let place = &raw const (*table).waits[index];
+                    if read_volatile(&raw const (*place).ended_ns) == *read {
+                        continue;
+                    }
+                    let wait = read_volatile(place);
                     let stacks = stacks.map(|stacks| read_volatile(&raw const (*stacks)[index]));
-                    (waits[index], stacks.unwrap_or_default())
-                };
-                let taken = (0..WORST).filter(|&index| waits[index].wait_ns != 0);
-                let taken: Vec<_> = taken.map(stacks_of).collect();
-                let idle = read_volatile(&raw const (*table).busy) == 0;
-                let same = read_volatile(&raw const (*table).waits) == waits;
-                (idle && same).then_some(taken)
+                    let idle = read_volatile(&raw const (*table).busy) == 0;
+                    if idle && read_volatile(place) == wait {
+                        *read = wait.ended_ns;
+                        new.push((wait, stacks.unwrap_or_default()));
+                    }
+                }
             }
-        });
-        whole.flatten()
+        }
+        new
     }
 
     /// The rows of the audit that are taken, by CPU and number; nothing where nobody looks. A row
@@ -316,6 +324,13 @@ impl Counters {
         let table = self.audit.at(cpu)?;
         // SAFETY: a value of the map, plain integers.
         (index < AUDIT_STACKS).then(|| unsafe { read_volatile(&raw const (*table).stacks[index]) })
+    }
+
+    /// When something was last counted in a row of readers.
+    pub fn reader_touched_ns(&self, index: usize) -> Option<u64> {
+        let row = self.readers.at(index)?;
+        // SAFETY: a value of the map, plain integers.
+        Some(unsafe { read_volatile(&raw const (*row).touched_ns) })
     }
 
     /// A row of readers; nothing if it is going to another owner at this moment.
@@ -416,9 +431,9 @@ impl Counters {
         self.histograms.has(series)
     }
 
-    /// The samples that each bucket of a series has gained since the last call, over all CPUs; none if it
-    /// has no histogram.
-    pub(crate) fn gained(&mut self, series: usize, expected: &Expected) -> Result<Vec<u64>> {
+    /// The buckets of a series that have gained samples since the last call, and how many, over all CPUs;
+    /// none if it has no histogram.
+    pub(crate) fn gained(&mut self, series: usize, expected: &Expected) -> Result<Vec<(u32, u64)>> {
         self.histograms.gained(series, expected, self.looked_at)
     }
 }
@@ -438,6 +453,8 @@ unsafe impl Plain for RareCounters {}
 // SAFETY: integers only.
 unsafe impl Plain for InsideCounters {}
 // SAFETY: integers only.
+unsafe impl Plain for OpCounters {}
+// SAFETY: integers only.
 unsafe impl Plain for CopyCounters {}
 // SAFETY: integers only.
 unsafe impl Plain for ReaderRow {}
@@ -448,10 +465,12 @@ unsafe impl Plain for AuditTable {}
 // SAFETY: integers only.
 unsafe impl Plain for WorstStacks {}
 
-fn add_durations(sum: &mut Durations, cpu: &Durations) {
-    sum.sum_ns = sum.sum_ns.wrapping_add(cpu.sum_ns);
-    sum.inverted_min_ns = sum.inverted_min_ns.max(cpu.inverted_min_ns);
-    sum.max_ns = sum.max_ns.max(cpu.max_ns);
+/// The sum of durations, beside the extremes of all of them.
+fn over_all(sum: &Durations, extremes: Durations) -> Durations {
+    Durations {
+        sum_ns: sum.sum_ns,
+        ..extremes
+    }
 }
 
 /// # Safety

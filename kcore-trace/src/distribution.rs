@@ -5,8 +5,9 @@
 //! out go percentiles and the numbers of every report.
 //!
 //! Invariant: the histogram is finer than the kernel's buckets, so that no precision is lost a
-//! second time; it may hold fewer samples than `count`, since a sample can find no histogram in the
-//! kernel; and it exists only where there are samples, so that an empty distribution costs nothing.
+//! second time, and has its samples in the middles of those; it may hold fewer samples than `count`, since a
+//! sample can find no histogram in the kernel; and it exists only where there are samples, so that an empty
+//! distribution costs nothing.
 
 use std::fmt;
 use std::iter;
@@ -56,17 +57,17 @@ pub struct Bucket {
 impl Distribution {
     /// The distribution of one histogram of the kernel, or of the difference of two.
     ///
-    /// `buckets` holds a number of samples for each index of [`bucket`]; each is taken to lie in
-    /// the middle of its bucket. With a count of zero the distribution is empty.
-    pub fn from_buckets(exact: Exact, buckets: &[u64]) -> Self {
+    /// `buckets` are pairs of an index of [`bucket`] and a number of samples, which are taken to lie in the
+    /// middle of the bucket. With a count of zero the distribution is empty.
+    pub fn from_buckets(exact: Exact, buckets: impl IntoIterator<Item = (u32, u64)>) -> Self {
         if exact.count == 0 {
             return Self::default();
         }
         let mut histogram = None;
-        for (index, &count) in buckets.iter().enumerate().take(bucket::COUNT) {
+        for (index, count) in buckets {
             if count != 0 {
                 let histogram = histogram.get_or_insert_with(empty_histogram);
-                record(histogram, middle_ns(index as u32), count);
+                record(histogram, MIDDLES_NS[index as usize], count);
             }
         }
         Self { exact, histogram }
@@ -84,10 +85,9 @@ impl Distribution {
         };
         if let Some(added) = &other.histogram {
             match &mut self.histogram {
-                // Most of its buckets are empty.
                 Some(histogram) => {
-                    for step in added.iter_recorded() {
-                        record(histogram, step.value_iterated_to(), step.count_at_value());
+                    for (middle_ns, count) in samples(added) {
+                        record(histogram, middle_ns, count);
                     }
                 }
                 none => *none = Some(added.clone()),
@@ -254,8 +254,44 @@ fn record(histogram: &mut Histogram<u64>, value_ns: u64, count: u64) {
     }
 }
 
-fn middle_ns(index: u32) -> u64 {
-    bucket::lower(index).midpoint(bucket::upper(index))
+/// The middle of each bucket of the kernel.
+static MIDDLES_NS: [u64; bucket::COUNT] = {
+    let mut middles = [0; bucket::COUNT];
+    let mut index = 0;
+    while index < bucket::COUNT {
+        middles[index] = bucket::lower(index as u32).midpoint(bucket::upper(index as u32));
+        index += 1;
+    }
+    middles
+};
+
+/// How many samples are in the middles of which buckets of the kernel, from short to long.
+///
+/// A quarter of what an iterator of the histogram goes through, and nothing below the shortest.
+fn samples(histogram: &Histogram<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let extremes = [histogram.min(), histogram.max()];
+    let [first, last] = extremes.map(|ns| bucket::index(ns) as usize);
+    let middles = MIDDLES_NS[first..=last].iter();
+    let samples = middles.map(|&middle_ns| (middle_ns, histogram.count_at(middle_ns)));
+    samples.filter(|(_, count)| *count != 0)
+}
+
+/// The same with every sample in the middle of its bucket, as they are but in a file of somebody else.
+fn in_middles(histogram: Histogram<u64>) -> Histogram<u64> {
+    let found = samples(&histogram).map(|(_, count)| count).sum::<u64>();
+    if found == histogram.len() {
+        return histogram;
+    }
+    let mut moved = empty_histogram();
+    for step in histogram.iter_recorded() {
+        let index = bucket::index(step.value_iterated_to());
+        record(
+            &mut moved,
+            MIDDLES_NS[index as usize],
+            step.count_at_value(),
+        );
+    }
+    moved
 }
 
 /// The empty octave that a duration falls into; below 2 ns there is only one.
@@ -346,7 +382,8 @@ fn decode(mut encoded: &[u8]) -> Result<Option<Histogram<u64>>, String> {
     if histogram.len() > MOST_SAMPLES {
         return Err("a histogram has more samples than there can be".into());
     }
-    Ok((!histogram.is_empty()).then_some(histogram))
+    let histogram = (!histogram.is_empty()).then_some(histogram);
+    Ok(histogram.map(in_middles))
 }
 
 /// Refuses foreign bounds and lengths before memory is allocated for them.
@@ -421,11 +458,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn distribution(samples: &[u64]) -> Distribution {
-        let mut buckets = [0; bucket::COUNT];
-        for &sample in samples {
-            buckets[bucket::index(sample) as usize] += 1;
-        }
-        Distribution::from_buckets(exact(samples), &buckets)
+        let buckets = samples.iter().map(|&sample| (bucket::index(sample), 1));
+        Distribution::from_buckets(exact(samples), buckets)
     }
 
     fn exact(samples: &[u64]) -> Exact {
@@ -467,22 +501,20 @@ mod tests {
             max_ns: 9,
         };
         assert_eq!(
-            Distribution::from_buckets(exact, &[0; bucket::COUNT]),
+            Distribution::from_buckets(exact, [(bucket::index(8), 1)]),
             Distribution::default()
         );
     }
 
     #[test]
     fn samples_that_found_no_histogram_are_counted_all_the_same() {
-        let mut buckets = [0; bucket::COUNT];
-        buckets[bucket::index(500) as usize] = 1;
         let exact = Exact {
             count: 3,
             sum_ns: 1500,
             min_ns: 500,
             max_ns: 500,
         };
-        let distribution = Distribution::from_buckets(exact, &buckets);
+        let distribution = Distribution::from_buckets(exact, [(bucket::index(500), 1)]);
         assert_eq!(distribution.count(), 3);
         assert_eq!(distribution.mean_ns(), Some(500.0));
         assert_eq!(
@@ -528,13 +560,33 @@ mod tests {
         let encoded = encode(Some(&histogram)).unwrap();
         assert!(decode(&encoded).unwrap_err().contains("more samples"));
 
-        let buckets = vec![u64::MAX; bucket::COUNT];
-        let mut most = Distribution::from_buckets(exact(&[1]), &buckets);
+        let buckets = (0..bucket::COUNT as u32).map(|index| (index, u64::MAX));
+        let mut most = Distribution::from_buckets(exact(&[1]), buckets);
         most.add(&most.clone());
         assert_eq!(most.percentile_ns(50.0), Some(1));
         assert_eq!(most.octaves().len(), 1);
         let encoded = encode(most.histogram.as_ref()).unwrap();
         assert_eq!(decode(&encoded).unwrap(), most.histogram);
+    }
+
+    #[test]
+    fn samples_elsewhere_in_a_bucket_are_moved_to_its_middle() {
+        let mut foreign = empty_histogram();
+        let [bucket, other] = [70_000, 9_000_000].map(bucket::index);
+        for (ns, count) in [
+            (bucket::lower(bucket), 2),
+            (bucket::upper(bucket), 3),
+            (MIDDLES_NS[other as usize], 4),
+            (HIGHEST_NS, 5),
+        ] {
+            foreign.saturating_record_n(ns, count);
+        }
+        let decoded = decode(&encode(Some(&foreign)).unwrap()).unwrap().unwrap();
+        let last = bucket::COUNT as u32 - 1;
+        let expected = [(bucket, 5), (other, 4), (last, 5)];
+        let expected = expected.map(|(index, count)| (MIDDLES_NS[index as usize], count));
+        assert!(samples(&decoded).eq(expected));
+        assert_eq!(decoded.len(), 14);
     }
 
     #[test]
@@ -552,10 +604,8 @@ mod tests {
             max_ns: 9_000,
             ..exact(&[700])
         };
-        let mut buckets = [0; bucket::COUNT];
-        let mut without_histogram = Distribution::from_buckets(exact, &buckets);
-        buckets[bucket::index(700) as usize] = 1;
-        let mut distribution = Distribution::from_buckets(exact, &buckets);
+        let mut without_histogram = Distribution::from_buckets(exact, []);
+        let mut distribution = Distribution::from_buckets(exact, [(bucket::index(700), 1)]);
         for distribution in [&mut without_histogram, &mut distribution] {
             distribution.narrow_extremes();
             assert_eq!(distribution.min_ns(), Some(700));

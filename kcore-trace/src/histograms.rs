@@ -7,11 +7,8 @@
 //!
 //! Invariant: no sample is found twice, and one that was missed is found the next time.
 
-use std::arch::x86_64::{__m128i, _mm_add_epi32, _mm_setzero_si128};
 use std::collections::BTreeMap;
-use std::mem::transmute;
 use std::ops::Range;
-use std::ptr::read_volatile;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -19,7 +16,8 @@ use aya::maps::Array;
 use kcore_trace_ebpf::bucket::{self, OCTAVES};
 use kcore_trace_ebpf::layout::{ALL_OCTAVES, Histogram, HistogramOf, Octave, no_histogram, series};
 
-use crate::mapped::{Groups, Plain};
+use crate::mapped::Groups;
+use crate::sums;
 
 /// The section of the programs that says which histogram each series has.
 const HIST_OF: &str = ".bss.hist_of";
@@ -32,9 +30,6 @@ struct Octaves(HistogramOf);
 
 // SAFETY: an array of integers.
 unsafe impl aya::Pod for Octaves {}
-
-// SAFETY: integers only.
-unsafe impl Plain for Octave {}
 
 /// The pool of histograms, and what was read of it.
 pub(crate) struct Histograms {
@@ -110,14 +105,14 @@ impl Histograms {
         self.octaves.close_idle();
     }
 
-    /// The samples of each bucket since the last call, of the first CPUs; none of a series that has no
-    /// histogram.
+    /// The buckets with samples since the last call, and how many, of the first CPUs; none of a series that has
+    /// no histogram.
     pub(crate) fn gained(
         &mut self,
         series: usize,
         expected: &Expected,
         cpus: usize,
-    ) -> Result<Vec<u64>> {
+    ) -> Result<Vec<(u32, u64)>> {
         if !self.has(series) {
             return Ok(Vec::new());
         }
@@ -129,7 +124,7 @@ impl Histograms {
         });
         let wanted = expected.samples.saturating_sub(before.samples);
         let within = octave(expected.shortest_ns)..octave(expected.longest_ns) + 1;
-        let mut gained = vec![0; bucket::COUNT];
+        let mut gained = Vec::new();
         let mut found = 0;
         let recent = hull(&before.recent[0], &before.recent[1]);
         let mut octaves = outwards(&recent, within);
@@ -138,10 +133,10 @@ impl Histograms {
         {
             let group = first + octave;
             self.octaves.map(group)?;
-            let buckets = octave * SUB..(octave + 1) * SUB;
-            let before = &mut before.buckets[buckets.clone()];
-            let sum = sum(self.octaves.group(group).take(cpus));
-            found += add(sum, before, &mut gained[buckets]);
+            let cpus = self.octaves.group(group).take(cpus);
+            // SAFETY: values of the map, of counters of 32 bits, in whole 32 bytes.
+            let after = unsafe { sums::of_u32::<_, 4>(cpus) };
+            found += add(octave, &mut before.buckets, after, &mut gained);
         }
         // What was not there was counted before the series had a histogram, or is on its way.
         before.samples = match octaves.next() {
@@ -171,14 +166,12 @@ fn octave(ns: u64) -> usize {
 }
 
 /// The octaves that have samples.
-fn fell_into(change: &[u64]) -> Range<usize> {
-    let has_samples = |octave: &[u64]| octave.iter().any(|&samples| samples > 0);
-    let mut octaves = change.chunks(SUB);
-    let first = octaves.position(has_samples).unwrap_or(0);
-    let behind = octaves
-        .rposition(has_samples)
-        .map_or(first, |last| first + 1 + last);
-    first..behind + 1
+fn fell_into(gained: &[(u32, u64)]) -> Range<usize> {
+    let octaves = gained.iter().map(|(bucket, _)| *bucket as usize / SUB);
+    match (octaves.clone().min(), octaves.max()) {
+        (Some(first), Some(last)) => first..last + 1,
+        _ => 0..0,
+    }
 }
 
 /// The octaves from the first of both to the last of both.
@@ -205,32 +198,17 @@ fn outwards(first: &Range<usize>, within: Range<usize>) -> impl Iterator<Item = 
     first.chain(steps.flat_map(move |_| [above.next(), below.next()].into_iter().flatten()))
 }
 
-/// An octave over some CPUs.
-///
-/// Four buckets at a time: with hundreds of CPUs it is what a snapshot does most.
-fn sum(cpus: impl Iterator<Item = *mut Octave>) -> Octave {
-    const FOURS: usize = SUB / 4;
-    // SAFETY: every x86-64 has SSE2; each is a value of the map, plain integers, aligned to its size; and
-    // a sum is as many integers as an octave.
-    unsafe {
-        let mut sum = [_mm_setzero_si128(); FOURS];
-        for cpu in cpus {
-            let fours = cpu.cast::<__m128i>();
-            for (index, sum) in sum.iter_mut().enumerate() {
-                *sum = _mm_add_epi32(*sum, read_volatile(fours.add(index)));
-            }
-        }
-        transmute::<[__m128i; FOURS], Octave>(sum)
-    }
-}
-
-/// Puts what an octave has gained into `gained`, and says how many samples that is.
-fn add(after: Octave, before: &mut [u32], gained: &mut [u64]) -> u64 {
+/// Notes the buckets that have gained samples, and says how many samples that is.
+fn add(octave: usize, before: &mut Histogram, after: Octave, gained: &mut Vec<(u32, u64)>) -> u64 {
     let mut found = 0;
-    for ((gained, before), after) in gained.iter_mut().zip(before).zip(after) {
-        *gained = u64::from(after.wrapping_sub(*before));
-        *before = after;
-        found += *gained;
+    let buckets = octave * SUB..(octave + 1) * SUB;
+    for (bucket, after) in buckets.zip(after) {
+        let samples = u64::from(after.wrapping_sub(before[bucket]));
+        if samples != 0 {
+            gained.push((bucket as u32, samples));
+            before[bucket] = after;
+            found += samples;
+        }
     }
     found
 }
@@ -251,12 +229,11 @@ mod tests {
 
     #[test]
     fn octaves_with_samples_are_told() {
-        let mut change = vec![0; bucket::COUNT];
-        change[3 * SUB] = 1;
-        assert_eq!(fell_into(&change), 3..4);
-        change[9 * SUB + 31] = 1;
-        change[5 * SUB] = 1;
-        assert_eq!(fell_into(&change), 3..10);
+        let first = |octave: usize| (octave * SUB) as u32;
+        assert!(fell_into(&[]).is_empty());
+        assert_eq!(fell_into(&[(first(3), 1)]), 3..4);
+        let gained = [(first(3), 1), (first(10) - 1, 1), (first(5), 1)];
+        assert_eq!(fell_into(&gained), 3..10);
     }
 
     proptest! {
@@ -269,36 +246,26 @@ mod tests {
         }
 
         #[test]
-        fn a_sum_is_that_of_each_bucket(
-            mut cpus in prop::collection::vec(prop::array::uniform32(any::<u32>()), 0..5),
-        ) {
-            let mut expected = [0u32; SUB];
-            for (bucket, sum) in expected.iter_mut().enumerate() {
-                *sum = cpus.iter().fold(0, |sum, cpu| sum.wrapping_add(cpu[bucket]));
-            }
-            // Aligned as the kernel's.
-            let mut aligned: Vec<Aligned> = cpus.drain(..).map(Aligned).collect();
-            let sum = sum(aligned.iter_mut().map(|cpu| &raw mut cpu.0));
-            prop_assert_eq!(sum, expected);
-        }
-
-        #[test]
         fn what_is_gained_is_what_was_added(
-            mut buckets in prop::array::uniform32(any::<u32>()),
-            added in prop::collection::vec((0..SUB, 1..1000u32), 0..20),
+            begun in prop::array::uniform32(any::<u32>()),
+            octave in 0..OCTAVES,
+            added in prop::collection::btree_map(0..SUB, 1..1000u32, 0..20),
         ) {
-            let mut before = buckets;
-            let (mut gained, mut expected) = ([0; SUB], [0; SUB]);
-            for (bucket, samples) in added {
-                buckets[bucket] = buckets[bucket].wrapping_add(samples);
-                expected[bucket] += u64::from(samples);
+            let mut before = [7; bucket::COUNT];
+            before.as_chunks_mut().0[octave] = begun;
+            let mut after = begun;
+            for (&bucket, samples) in &added {
+                after[bucket] = after[bucket].wrapping_add(*samples);
             }
-            let found = add(buckets, &mut before, &mut gained);
-            prop_assert_eq!(gained, expected);
-            prop_assert_eq!(found, expected.iter().sum::<u64>());
+            let mut expected = before;
+            expected.as_chunks_mut().0[octave] = after;
+            let mut gained = Vec::new();
+            let found = add(octave, &mut before, after, &mut gained);
+            prop_assert_eq!(before, expected);
+            prop_assert_eq!(found, added.values().map(|samples| u64::from(*samples)).sum::<u64>());
+            let bucket = |bucket: usize| (octave * SUB + bucket) as u32;
+            let added = added.into_iter().map(|(index, samples)| (bucket(index), samples.into()));
+            prop_assert!(gained.into_iter().eq(added));
         }
     }
-
-    #[repr(align(128))]
-    struct Aligned(Octave);
 }

@@ -55,6 +55,7 @@ pub mod report;
 pub mod sampling;
 pub mod snapshot;
 pub mod stress;
+mod sums;
 mod syscall;
 mod table;
 pub mod units;

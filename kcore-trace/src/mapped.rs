@@ -21,6 +21,11 @@ use aya_obj::generated::BPF_F_MMAPABLE;
 /// The type is `repr(C)` and made of integers.
 pub(crate) unsafe trait Plain {}
 
+// SAFETY: integers only.
+unsafe impl<const N: usize> Plain for [u32; N] {}
+// SAFETY: integers only.
+unsafe impl<const N: usize> Plain for [u64; N] {}
+
 /// An array of the kernel in our own memory.
 pub(crate) struct Mapped<T> {
     first: NonNull<T>,
@@ -72,7 +77,7 @@ impl<T: Plain> Mapped<T> {
     }
 
     /// Pointers to the values, which the kernel goes on writing.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = *mut T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = *mut T> + Clone {
         // SAFETY: inside the mapping.
         (0..self.len).map(|index| unsafe { self.first.as_ptr().add(index) })
     }
@@ -174,16 +179,14 @@ impl<T: Plain> Groups<T> {
 
     /// Pointers to the values of a group, which the kernel goes on writing; none of one that is not
     /// mapped.
-    pub(crate) fn group(&self, group: usize) -> impl Iterator<Item = *mut T> {
+    pub(crate) fn group(&self, group: usize) -> impl Iterator<Item = *mut T> + Clone {
         let window = self.windows.get(group / self.together);
         let first = window.and_then(|window| Some(window.as_ref()?.first));
         let within = group % self.together * self.cpus;
-        first.into_iter().flat_map(move |first| {
-            (within..within + self.cpus).map(move |index| {
-                // SAFETY: inside the mapping.
-                unsafe { first.as_ptr().add(index) }
-            })
-        })
+        let cpus = first.map_or(0, |_| self.cpus);
+        let first = first.unwrap_or(NonNull::dangling());
+        // SAFETY: inside the mapping.
+        (within..within + cpus).map(move |index| unsafe { first.as_ptr().add(index) })
     }
 }
 

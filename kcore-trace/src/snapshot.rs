@@ -15,15 +15,15 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 use kcore_trace_ebpf::layout::{
-    AuditRow, CopyCounters, Durations, InsideCounters, NodeCounters, OpCounters, READERS,
-    ReaderRow, Stack, WorstWait as Waited, audit, blame, miss, node, reader, series,
+    AuditRow, BlameRow, CopyCounters, Durations, InsideCounters, NodeCounters, OpCounters, READERS,
+    ReaderRow, audit, blame, miss, node, reader, series,
 };
 use kcore_trace_ebpf::words::{
     self, Context as Word, Destination, Intent, Kind, Lock, Mode, Op, Source, cell,
 };
 
 use crate::cgroups::Cgroups;
-use crate::counters::{BlameSum, CellSum, Counters};
+use crate::counters::{CellSum, Counters};
 use crate::distribution::{Distribution, Exact};
 use crate::histograms::Expected;
 use crate::kernel::symbols::Names;
@@ -70,7 +70,7 @@ pub struct Snapshots {
     /// The counters of each node's locks; none on kernels without nodes.
     nodes: Vec<[NodeCounters; node::LOCKS.len()]>,
     /// The counters of waiters by holder, by [`blame::row`].
-    blame: Vec<[BlameSum; blame::HOLDERS]>,
+    blame: Vec<BlameRow>,
     inside: Vec<InsideCounters>,
     copies: Vec<CopyCounters>,
     /// The rows of readers, whoever they belonged to.
@@ -78,9 +78,6 @@ pub struct Snapshots {
     cgroups: Cgroups,
     /// When these programs began to count the whole truth, by their clock.
     begun_ns: u64,
-    /// The longest waits that were read, by when they ended and who waited. The longer measuring
-    /// goes on, the rarer is a new one.
-    worst: HashSet<(u64, u64)>,
     /// The counts of the audit's rows, by CPU and number.
     audit: HashMap<(usize, usize), u64>,
     /// The audit's keys of which an example was handed on.
@@ -105,13 +102,12 @@ impl Snapshots {
             cells: vec![CellSum::default(); cell::COUNT],
             ops: vec![OpCounters::default(); Op::COUNT],
             nodes: vec![Default::default(); nodes],
-            blame: vec![Default::default(); blame::ROWS],
+            blame: vec![BlameRow::NONE; blame::ROWS],
             inside: vec![InsideCounters::default(); cell::COUNT],
             copies: vec![CopyCounters::default(); Destination::COUNT],
             readers: vec![ReaderRow::default(); readers],
             cgroups: Cgroups::new(),
             begun_ns: 0,
-            worst: HashSet::new(),
             audit: HashMap::new(),
             exemplified: HashSet::new(),
             names: Names::default(),
@@ -228,7 +224,7 @@ impl Snapshots {
             let holds = self.gained(series::hold(index), released, &seen.hold, looks)?;
             let after = settled(&before, &seen, self.counters.cell(index));
             self.cells[index] = after;
-            cells.insert(key(index)?, cell(&before, &after, &waits, &holds));
+            cells.insert(key(index)?, cell(&before, &after, waits, holds));
         }
         Ok(cells)
     }
@@ -253,7 +249,7 @@ impl Snapshots {
             self.ops[op.index()] = after;
             let count = after.count - before.count;
             let samples = if timed { count } else { 0 };
-            let latency = distribution(samples, &before.latency, &after.latency, &buckets);
+            let latency = distribution(samples, &before.latency, &after.latency, buckets);
             ops.insert(op, OpCell { count, latency });
         }
         Ok(ops)
@@ -311,16 +307,17 @@ impl Snapshots {
             let row = blame::row(place, number(waiter)) as usize;
             let after = self.counters.blame(row)?;
             let before = std::mem::replace(&mut self.blame[row], after);
-            for (holder, (before, after)) in before.iter().zip(after).enumerate() {
-                let waits = after.waits.wrapping_sub(before.waits).into();
+            for holder in 0..blame::HOLDERS {
+                let waits = after.waits[holder].wrapping_sub(before.waits[holder]);
                 if waits > 0 {
-                    let holder = purpose(holder);
                     let key = BlameKey {
                         lock,
                         waiter,
-                        holder,
+                        holder: purpose(holder),
                     };
-                    let wait_sum_ns = after.wait_sum_ns.wrapping_sub(before.wait_sum_ns);
+                    let wait_sum_ns =
+                        after.wait_sum_ns[holder].wrapping_sub(before.wait_sum_ns[holder]);
+                    let waits = waits.into();
                     blame.insert(key, Blame { waits, wait_sum_ns });
                 }
             }
@@ -330,9 +327,11 @@ impl Snapshots {
 
     fn read_inside(&mut self) -> Result<BTreeMap<CellKey, Inside>> {
         let mut inside = BTreeMap::new();
-        for (index, after) in self.counters.inside() {
-            let before = std::mem::replace(&mut self.inside[index], after);
+        for &index in self.counters.cells() {
+            let before = self.inside[index];
+            let after = self.counters.inside(index).unwrap_or(before);
             if after != before {
+                self.inside[index] = after;
                 let change = inside_of(&after).since(&inside_of(&before));
                 inside.insert(key(index)?, change.unwrap_or_default());
             }
@@ -358,13 +357,13 @@ impl Snapshots {
         self.cgroups.refresh();
         let mut readers: BTreeMap<ReaderKey, Reader> = BTreeMap::new();
         for (index, before) in self.readers.iter_mut().enumerate() {
+            if !every_row && self.counters.reader_touched_ns(index) == Some(before.touched_ns) {
+                continue;
+            }
             // A row that goes to another owner just now is read the next time.
             let Some(after) = self.counters.reader(index) else {
                 continue;
             };
-            if !every_row && after.touched_ns == before.touched_ns {
-                continue;
-            }
             let before = std::mem::replace(before, after);
             self.counters.reader_seen(index, after.touched_ns);
             let earlier = match before.generation == after.generation {
@@ -387,11 +386,8 @@ impl Snapshots {
         if !at_rows {
             return Ok(Vec::new());
         }
-        let waits: Vec<_> = self.counters.worst().collect();
-        let is_new = |(wait, _): &(Waited, [Stack; 2])| {
-            wait.ended_ns > self.begun_ns && self.worst.insert((wait.ended_ns, wait.task))
-        };
-        let waits: Vec<_> = waits.into_iter().filter(is_new).collect();
+        let mut waits = self.counters.worst();
+        waits.retain(|(wait, _)| wait.ended_ns > self.begun_ns);
         self.names
             .learn(waits.iter().flat_map(|(_, stacks)| stacks.concat()))?;
         let waits = waits.into_iter().map(|(wait, stacks)| {
@@ -470,15 +466,15 @@ impl Snapshots {
         })
     }
 
-    /// Samples of each bucket since the last call; none of a series that did not change, or that
-    /// has no histogram. In come the samples that it had then, and has now.
+    /// The buckets with samples since the last call, and how many; none of a series that did not change, or
+    /// that has no histogram. In come the samples that it had then, and has now.
     fn gained(
         &mut self,
         series: usize,
         samples: [u64; 2],
         durations: &Durations,
         looks: Looks,
-    ) -> Result<Vec<u64>> {
+    ) -> Result<Vec<(u32, u64)>> {
         let [before, now] = samples;
         if now == before {
             return Ok(Vec::new());
@@ -650,7 +646,7 @@ fn settled(before: &CellSum, seen: &CellSum, after: CellSum) -> CellSum {
     settled
 }
 
-fn cell(before: &CellSum, after: &CellSum, waits: &[u64], holds: &[u64]) -> Cell {
+fn cell(before: &CellSum, after: &CellSum, waits: Vec<(u32, u64)>, holds: Vec<(u32, u64)>) -> Cell {
     let contended = after.contended - before.contended;
     let releases = after.releases - before.releases;
     Cell {
@@ -669,7 +665,7 @@ fn distribution(
     count: u64,
     before: &Durations,
     after: &Durations,
-    buckets: &[u64],
+    buckets: Vec<(u32, u64)>,
 ) -> Distribution {
     let exact = Exact {
         count,

@@ -351,15 +351,13 @@ mod tests {
 
     /// So many waits of the same length.
     fn waits(count: u64, ns: u64) -> Distribution {
-        let mut buckets = vec![0; bucket::COUNT];
-        buckets[bucket::index(ns) as usize] = count;
         let exact = Exact {
             count,
             sum_ns: count * ns,
             min_ns: ns,
             max_ns: ns,
         };
-        Distribution::from_buckets(exact, &buckets)
+        Distribution::from_buckets(exact, [(bucket::index(ns), count)])
     }
 
     #[test]

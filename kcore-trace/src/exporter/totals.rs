@@ -304,15 +304,13 @@ mod tests {
 
     /// Samples of five nanoseconds, of which only some found a bucket.
     fn waits(counted: u64, placed: u64) -> Distribution {
-        let mut buckets = vec![0; bucket::COUNT];
-        buckets[bucket::index(FIVE_NS) as usize] = placed;
         let exact = Exact {
             count: counted,
             sum_ns: counted * FIVE_NS,
             min_ns: FIVE_NS,
             max_ns: FIVE_NS,
         };
-        Distribution::from_buckets(exact, &buckets)
+        Distribution::from_buckets(exact, [(bucket::index(FIVE_NS), placed)])
     }
 
     #[test]

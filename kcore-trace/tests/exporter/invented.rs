@@ -84,19 +84,20 @@ pub(crate) const WAITED: CellKey = CellKey {
 
 /// So many samples of each of these durations.
 pub(crate) fn durations(samples: &[(u64, u64)]) -> Distribution {
-    let mut buckets = vec![0; bucket::COUNT];
+    let buckets = samples
+        .iter()
+        .map(|&(ns, count)| (bucket::index(ns), count));
     let mut exact = Exact {
         min_ns: u64::MAX,
         ..Exact::default()
     };
     for &(ns, count) in samples {
-        buckets[bucket::index(ns) as usize] += count;
         exact.count += count;
         exact.sum_ns += ns * count;
         exact.min_ns = exact.min_ns.min(ns);
         exact.max_ns = exact.max_ns.max(ns);
     }
-    Distribution::from_buckets(exact, &buckets)
+    Distribution::from_buckets(exact, buckets)
 }
 
 /// A cell with these waits, and as many holds.

@@ -179,20 +179,20 @@ fn normal(dice: &mut Dice) -> f64 {
 
 /// Durations whose logarithms are normal around that of a typical one.
 fn durations(dice: &mut Dice, count: u64, typical_ns: f64) -> Distribution {
-    let mut buckets = vec![0; bucket::COUNT];
+    let mut buckets = Vec::new();
     let mut exact = Exact {
         min_ns: u64::MAX,
         ..Exact::default()
     };
     for _ in 0..count {
         let ns = (typical_ns * (0.6 * normal(dice)).exp()) as u64;
-        buckets[bucket::index(ns) as usize] += 1;
+        buckets.push((bucket::index(ns), 1));
         exact.count += 1;
         exact.sum_ns += ns;
         exact.min_ns = exact.min_ns.min(ns);
         exact.max_ns = exact.max_ns.max(ns);
     }
-    Distribution::from_buckets(exact, &buckets)
+    Distribution::from_buckets(exact, buckets)
 }
 
 /// One run: every typical value is a few percent off, as runs are.

@@ -32,7 +32,7 @@ impl Dice {
 
     /// Durations around a typical one, a few of them much longer.
     pub(crate) fn durations(&mut self, count: u64, typical_ns: u64) -> Distribution {
-        let mut buckets = vec![0; bucket::COUNT];
+        let mut buckets = Vec::new();
         let mut exact = Exact {
             min_ns: u64::MAX,
             ..Exact::default()
@@ -40,13 +40,13 @@ impl Dice {
         for _ in 0..count {
             let scale = typical_ns << (self.roll() | self.roll()).trailing_ones().min(5);
             let sample = scale / 2 + self.roll() % scale;
-            buckets[bucket::index(sample) as usize] += 1;
+            buckets.push((bucket::index(sample), 1));
             exact.count += 1;
             exact.sum_ns += sample;
             exact.min_ns = exact.min_ns.min(sample);
             exact.max_ns = exact.max_ns.max(sample);
         }
-        Distribution::from_buckets(exact, &buckets)
+        Distribution::from_buckets(exact, buckets)
     }
 
     /// A lock that was taken some times, of which some had to wait.

@@ -192,11 +192,7 @@ impl Crowd {
         let cell = cell as u64;
         let place = blame::PLACES[blame::lock(cell) as usize].into();
         let row = blame::row(place, blame::purpose(cell)) as usize;
-        let mut counters = BlameRow {
-            wait_sum_ns: [0; blame::HOLDERS],
-            waits: [0; blame::HOLDERS],
-            unused: [0; 11],
-        };
+        let mut counters = BlameRow::NONE;
         for holder in 0..4 {
             counters.waits[holder] = (waits / 4) as u32;
             counters.wait_sum_ns[holder] = self.turns * TOGETHER_NS / 4;
