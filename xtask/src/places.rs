@@ -8,6 +8,7 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -60,15 +61,14 @@ impl Places {
     }
 
     /// A folder that vanishes when dropped, on the same file system as the
-    /// cache: what is made in it moves to its final name by one rename.
-    pub(crate) fn scratch(&self) -> Result<TempDir> {
-        tempfile::Builder::new()
-            .prefix(".part-")
-            .tempdir_in(&self.cache)
-            .with_context(|| {
-                let cache = self.cache.display();
-                format!("failed to write to the cache; `ls -ld {cache}; df {cache}`")
-            })
+    /// cache: what is made in it moves to its final name by one rename. Those
+    /// of processes that were killed go first: a kernel's is gigabytes.
+    pub(crate) fn scratch(&self) -> Result<Scratch> {
+        remove_abandoned(&self.cache);
+        Scratch::new(&self.cache).with_context(|| {
+            let cache = self.cache.display();
+            format!("failed to write to the cache; `ls -ld {cache}; df {cache}`")
+        })
     }
 
     /// Moves a finished folder to its name in the cache.
@@ -83,6 +83,50 @@ impl Places {
             moved => moved
                 .map(|()| kept.clone())
                 .with_context(|| format!("failed to create {0}; `rm -rf {0}`", kept.display())),
+        }
+    }
+}
+
+/// A folder of this process, as long as it is there.
+pub(crate) struct Scratch {
+    folder: TempDir,
+    /// Locked until the process ends, however it does.
+    _ours: File,
+}
+
+/// What the name of a [`Scratch`] begins with.
+const SCRATCH: &str = ".part-";
+/// The file in it that is locked, and its name until it is.
+const OURS: &str = ".ours";
+const UNLOCKED: &str = ".unlocked";
+
+impl Scratch {
+    fn new(cache: &Path) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(cache)?;
+        let unlocked = folder.path().join(UNLOCKED);
+        let ours = File::create(&unlocked)?;
+        ours.lock()?;
+        fs::rename(unlocked, folder.path().join(OURS))?;
+        Ok(Self {
+            folder,
+            _ours: ours,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Removes what no process has any more. Whatever cannot be removed stays: nobody needs it.
+fn remove_abandoned(cache: &Path) {
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let is_scratch = entry.file_name().to_string_lossy().starts_with(SCRATCH);
+        let lock = is_scratch.then(|| File::open(entry.path().join(OURS)));
+        if let Some(Ok(lock)) = lock
+            && lock.try_lock().is_ok()
+        {
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
@@ -113,6 +157,25 @@ mod tests {
         assert!(again().is_err());
         drop(first);
         assert!(again().is_ok());
+    }
+
+    #[test]
+    fn a_scratch_folder_that_nobody_has_is_removed_and_others_stay() {
+        let cache = tempfile::tempdir().unwrap();
+        let live = Scratch::new(cache.path()).unwrap();
+        let abandoned = Scratch::new(cache.path()).unwrap();
+        let kept = cache.path().join("kernels");
+        fs::create_dir(&kept).unwrap();
+        // As when its process is killed: the lock is gone, the folder is there.
+        let Scratch {
+            folder,
+            _ours: lock,
+        } = abandoned;
+        let abandoned = folder.keep();
+        drop(lock);
+        remove_abandoned(cache.path());
+        assert!(!abandoned.exists());
+        assert!(live.path().exists() && kept.exists());
     }
 
     #[test]
