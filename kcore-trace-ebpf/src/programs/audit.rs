@@ -6,7 +6,7 @@
 //! which userspace has seen in a task that may sleep; by kprobe also the flags of the processor.
 //!
 //! Invariant: an acquisition is counted in one row, or as a miss: there is no row left, or an
-//! interrupt came while one was being written. Off, it costs nothing: the flag is a constant.
+//! interrupt came while one was being begun. Off, it costs nothing: the flag is a constant.
 
 use core::arch::asm;
 use core::ffi::c_void;
@@ -206,14 +206,14 @@ unsafe fn begin_row(ctx: Context, table: *mut AuditTable, key: u64, contexts: u6
     // SAFETY: the caller passes a map value.
     unsafe {
         if let Some(row) = free(table, key)
-            && (*table).busy == 0
+            && read_volatile(&raw const (*table).busy) == 0
         {
             write_volatile(&raw mut (*table).busy, 1);
             // Whoever came in between has ended by now.
             let is_free = read_volatile(&raw const (*row).key) == 0;
             let mut room = None;
             if is_free {
-                (*row).count = 1;
+                write_volatile(&raw mut (*row).count, 1);
                 room = room_for_stack(table, contexts);
                 write_volatile(&raw mut (*row).key, key);
             }
@@ -344,7 +344,7 @@ unsafe fn free(table: *mut AuditTable, key: u64) -> Option<*mut AuditRow> {
 unsafe fn room_for_stack(table: *mut AuditTable, contexts: u64) -> Option<u64> {
     // SAFETY: the caller passes a map value.
     unsafe {
-        let used = (*table).used_stacks;
+        let used = read_volatile(&raw const (*table).used_stacks);
         let room = match contexts {
             0 => AUDIT_STACKS as u64 / 3,
             _ => AUDIT_STACKS as u64,
@@ -352,7 +352,7 @@ unsafe fn room_for_stack(table: *mut AuditTable, contexts: u64) -> Option<u64> {
         if used >= room {
             return None;
         }
-        (*table).used_stacks = used + 1;
+        write_volatile(&raw mut (*table).used_stacks, used + 1);
         Some(used)
     }
 }
