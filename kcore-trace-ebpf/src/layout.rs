@@ -4,6 +4,8 @@
 //! Invariant: every value is a `repr(C)` struct of integers without padding, zero meaning
 //! "nothing yet", so that a fresh map needs no initialisation.
 
+use core::mem::offset_of;
+
 use crate::bucket;
 use crate::words::{Lock, Op, cell};
 
@@ -152,7 +154,7 @@ pub struct BlameRow {
 }
 
 impl BlameRow {
-    /// One of nobody who waited.
+    /// One in which nobody waited.
     pub const NONE: Self = Self {
         wait_sum_ns: [0; _],
         waits: [0; _],
@@ -161,6 +163,7 @@ impl BlameRow {
 }
 
 const _: () = assert!(size_of::<BlameRow>() == 320);
+const _: () = assert!(offset_of!(BlameRow, waits).is_multiple_of(32));
 
 /// Who holds a lock, or had it last: a place of its own cache line, so that the holders of two locks do
 /// not disturb each other.
@@ -444,7 +447,7 @@ pub struct AuditRow {
     /// [`audit::key`]; zero when the row is free.
     pub key: u64,
     pub count: u64,
-    /// The example stack plus one; zero if none was kept.
+    /// The example stack plus one; zero if none was kept, or not yet.
     pub stack: u64,
 }
 
@@ -458,7 +461,7 @@ pub struct AuditTable {
     pub preempt_count_at: u64,
     /// Not zero while a row is being begun.
     pub busy: u64,
-    /// Stacks that are in use.
+    /// Places for stacks that were given to rows.
     pub used_stacks: u64,
     pub rows: [AuditRow; AUDIT_ROWS],
     pub stacks: [Stack; AUDIT_STACKS],
@@ -646,6 +649,7 @@ const UNUSED: usize = {
 };
 
 const _: () = assert!(size_of::<CpuCounters>().is_multiple_of(64));
+const _: () = assert!(offset_of!(CpuCounters, ops).is_multiple_of(32));
 
 /// State of a followed lock: [`Held::state`].
 pub mod state {

@@ -276,9 +276,8 @@ impl Counters {
         self.readers.len()
     }
 
-    /// Of the longest waits of each CPU those that are there since the last call, as far as none is being
-    /// written; nothing where they are not looked at. The stacks of waiter and holder are zeros where they are
-    /// not kept.
+    /// Of the longest waits of each CPU those that were not read yet, as far as none is being written; nothing
+    /// where they are not looked at. The stacks of waiter and holder are zeros where they are not kept.
     pub fn worst(&mut self) -> Vec<(WorstWait, [Stack; 2])> {
         let mut new = Vec::new();
         let tables = self.worst.iter().take(self.looked_at).enumerate();
@@ -288,14 +287,16 @@ impl Counters {
                 // SAFETY: values of the maps, plain integers; the index is inside the arrays.
                 unsafe {
                     let place = &raw const (*table).waits[index];
-                    if read_volatile(&raw const (*place).ended_ns) == *read {
+                    let idle = || read_volatile(&raw const (*table).busy) == 0;
+                    let ended_ns = read_volatile(&raw const (*place).ended_ns);
+                    if ended_ns == *read || !idle() {
                         continue;
                     }
-                    let wait = read_volatile(place);
                     let stacks = stacks.map(|stacks| read_volatile(&raw const (*stacks)[index]));
-                    let idle = read_volatile(&raw const (*table).busy) == 0;
-                    if idle && read_volatile(place) == wait {
-                        *read = wait.ended_ns;
+                    let wait = read_volatile(place);
+                    // Stacks are written behind the wait that they belong to.
+                    if idle() && read_volatile(place) == wait && wait.ended_ns == ended_ns {
+                        *read = ended_ns;
                         new.push((wait, stacks.unwrap_or_default()));
                     }
                 }
@@ -305,7 +306,7 @@ impl Counters {
     }
 
     /// The rows of the audit that are taken, by CPU and number; nothing where nobody looks. A row
-    /// keeps its key and its stack.
+    /// keeps its key; its stack may come a little later.
     pub fn audit(&self) -> impl Iterator<Item = ((usize, usize), AuditRow)> {
         let tables = self.audit.iter().take(self.looked_at).enumerate();
         let rows = tables.flat_map(|(cpu, table)| {

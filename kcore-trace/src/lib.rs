@@ -14,8 +14,9 @@
 //! * [`kernel`] gathers facts: what this kernel is and has; [`probes`] are the tables it looks for.
 //! * [`plan`] chooses, from facts alone, what is attached and says what is missing.
 //! * [`loader`] takes what the plan names out of the `object` of all programs and attaches it, and `contexts`
-//!   teaches the programs what may sleep; [`counters`] are what the programs count, and [`snapshot`] reads
-//!   them as differences; `cgroups` has the names of control groups.
+//!   teaches the programs what may sleep; [`counters`] are what the programs count, `mapped` into our memory
+//!   and added up by `sums`, with `histograms` of durations, and [`snapshot`] reads them as differences;
+//!   `cgroups` has the names of control groups.
 //! * [`sampling`] drives both, one interval after another; [`record`] writes them to a
 //!   [`recording`], [`exporter`] sums them up for Prometheus.
 //! * [`report`] reads a recording and shows it; [`compare`] sets two against each other.
@@ -23,7 +24,7 @@
 //!   nodes, [`blame`] of readers and writers; [`host`] is the fingerprint.
 //! * [`stress`] makes a known load.
 //!
-//! Only `kernel`, `object`, `loader`, `contexts` and `counters` know aya, only `sampling`, `record` and
+//! Only `kernel`, `object`, `loader`, `contexts`, `counters`, `mapped` and `histograms` know aya, only `sampling`, `record` and
 //! `exporter` know tokio; everything from [`model`] on works on plain data, without root, on any machine.
 
 // Where nobody reads them any more, these panic; `diagnostics::say` does not, nor does a `writeln!`.

@@ -186,7 +186,7 @@ impl Snapshots {
         let ops = self.read_ops(session, looks)?;
         let nodes = self.read_nodes(at_rows || self.counters.node_values() <= FEW_NODE_VALUES);
         let blame = self.read_blame(&cells, at_rows)?;
-        let inside = self.read_inside()?;
+        let inside = self.read_inside(at_rows)?;
         let copies = self.read_copies();
         let readers = self.read_readers(at_rows);
         let worst = self.read_worst(at_rows, origin_ns)?;
@@ -306,9 +306,10 @@ impl Snapshots {
             let place = blame::PLACES[lock.index()].into();
             let row = blame::row(place, number(waiter)) as usize;
             let after = self.counters.blame(row)?;
-            let before = std::mem::replace(&mut self.blame[row], after);
+            let before = &mut self.blame[row];
             for holder in 0..blame::HOLDERS {
                 let waits = after.waits[holder].wrapping_sub(before.waits[holder]);
+                // The time of a wait that is being counted just now may come with the next one.
                 if waits > 0 {
                     let key = BlameKey {
                         lock,
@@ -319,15 +320,22 @@ impl Snapshots {
                         after.wait_sum_ns[holder].wrapping_sub(before.wait_sum_ns[holder]);
                     let waits = waits.into();
                     blame.insert(key, Blame { waits, wait_sum_ns });
+                    before.waits[holder] = after.waits[holder];
+                    before.wait_sum_ns[holder] = after.wait_sum_ns[holder];
                 }
             }
         }
         Ok(blame)
     }
 
-    fn read_inside(&mut self) -> Result<BTreeMap<CellKey, Inside>> {
+    /// Of the cells that have counted something, or of all: a cell does when its first hold ends.
+    fn read_inside(&mut self, of_all: bool) -> Result<BTreeMap<CellKey, Inside>> {
         let mut inside = BTreeMap::new();
-        for &index in self.counters.cells() {
+        let cells = match of_all {
+            true => (0..cell::COUNT).collect(),
+            false => self.counters.cells().to_vec(),
+        };
+        for index in cells {
             let before = self.inside[index];
             let after = self.counters.inside(index).unwrap_or(before);
             if after != before {

@@ -33,7 +33,8 @@
 //! whole frame is lost, and the reader says where and how much.
 //!
 //! Histograms inside are byte strings in the HdrHistogram V2 encoding, of 1 to 2^36 ns with two
-//! significant digits ([`crate::distribution`]). Words of the domain are written as their names.
+//! significant digits and samples in the middles of the kernel's buckets, where a reader puts those that are
+//! elsewhere ([`crate::distribution`]). Words of the domain are written as their names.
 //!
 //! Compatibility: a reader opens every version up to its own. Within a version, a field or a kind
 //! of frame may be added; readers skip those that they do not know and take a default for a field

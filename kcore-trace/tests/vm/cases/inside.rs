@@ -337,6 +337,21 @@ pub(crate) fn longest(guest: &mut Guest) -> Result<Outcome> {
         worst.is_sorted_by_key(|row| u64::MAX - number(row, "wait_ns")),
         "{worst:?}"
     );
+    // No task ends two waits at once.
+    let mut ends: Vec<_> = worst
+        .iter()
+        .map(|row| {
+            (
+                number(row, "ended_ns"),
+                number(&row["waiter"]["task"], "tid"),
+            )
+        })
+        .collect();
+    ends.sort_unstable();
+    ensure!(
+        ends.windows(2).all(|pair| pair[0] != pair[1]),
+        "a wait is listed twice: {worst:?}"
+    );
     for row in &worst {
         let named = row["waiter"]["task"]["comm"].as_str();
         ensure!(
