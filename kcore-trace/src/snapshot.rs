@@ -306,23 +306,13 @@ impl Snapshots {
             let place = blame::PLACES[lock.index()].into();
             let row = blame::row(place, number(waiter)) as usize;
             let after = self.counters.blame(row)?;
-            let before = &mut self.blame[row];
-            for holder in 0..blame::HOLDERS {
-                let waits = after.waits[holder].wrapping_sub(before.waits[holder]);
-                // The time of a wait that is being counted just now may come with the next one.
-                if waits > 0 {
-                    let key = BlameKey {
-                        lock,
-                        waiter,
-                        holder: purpose(holder),
-                    };
-                    let wait_sum_ns =
-                        after.wait_sum_ns[holder].wrapping_sub(before.wait_sum_ns[holder]);
-                    let waits = waits.into();
-                    blame.insert(key, Blame { waits, wait_sum_ns });
-                    before.waits[holder] = after.waits[holder];
-                    before.wait_sum_ns[holder] = after.wait_sum_ns[holder];
-                }
+            for (holder, gained) in blamed(&mut self.blame[row], &after) {
+                let key = BlameKey {
+                    lock,
+                    waiter,
+                    holder: purpose(holder),
+                };
+                blame.insert(key, gained);
             }
         }
         Ok(blame)
@@ -638,6 +628,27 @@ fn key(index: usize) -> Result<CellKey> {
     })
 }
 
+/// The waits that a row has gained, by the number of their holder. The time of one that was being counted
+/// when the row was read comes with the next.
+fn blamed(before: &mut BlameRow, after: &BlameRow) -> Vec<(usize, Blame)> {
+    let mut gained = Vec::new();
+    for holder in 0..blame::HOLDERS {
+        let [waits, waits_before] = [after.waits[holder], before.waits[holder]];
+        if waits == waits_before {
+            continue;
+        }
+        let sums = [after.wait_sum_ns[holder], before.wait_sum_ns[holder]];
+        let of_holder = Blame {
+            waits: waits.wrapping_sub(waits_before).into(),
+            wait_sum_ns: sums[0].wrapping_sub(sums[1]),
+        };
+        gained.push((holder, of_holder));
+        before.waits[holder] = waits;
+        before.wait_sum_ns[holder] = sums[0];
+    }
+    gained
+}
+
 /// What counts as read: the programs go on counting. Buckets are read between two reads of the
 /// counters, so that in the long run no histogram has more samples than were counted; durations
 /// that had not changed when the buckets were skipped are left to the next time.
@@ -815,6 +826,25 @@ mod tests {
         let number = u64::from(std::process::id()) << 32 | tid as u64;
         assert_eq!(comm_of(number).as_deref(), Some("\u{fffd}odd\n "));
         assert_eq!(comm_of(u64::from(u32::MAX)), None);
+    }
+
+    #[test]
+    fn the_time_of_a_wait_that_was_being_counted_comes_with_the_next() {
+        let (mut before, mut after) = (BlameRow::NONE, BlameRow::NONE);
+        let mut read = |waits: u32, wait_sum_ns: u64| {
+            after.waits[3] = waits;
+            after.wait_sum_ns[3] = wait_sum_ns;
+            let gained = blamed(&mut before, &after).into_iter();
+            let of_holder = gained.map(|(holder, blame)| (holder, blame.waits, blame.wait_sum_ns));
+            of_holder.collect::<Vec<_>>()
+        };
+        assert_eq!(read(2, 700), [(3, 2, 700)]);
+        // Counted, but its time was read before it was added.
+        assert_eq!(read(3, 700), [(3, 1, 0)]);
+        assert_eq!(read(3, 1000), []);
+        assert_eq!(read(4, 1100), [(3, 1, 400)]);
+        // Waits wrap.
+        assert_eq!(read(1, 1200), [(3, u64::from(u32::MAX - 2), 100)]);
     }
 
     #[test]
