@@ -28,17 +28,20 @@ pub(crate) enum Watch {
     Nothing,
     /// The tool, as well as this kernel lets it.
     Tool,
+    /// Empty programs on the same hooks: what the kernel needs to run programs, and to time them.
+    Floor,
     /// Every contention of every lock, with eight frames of its stack.
     Bpftrace,
 }
 
 impl Watch {
-    pub(crate) const ALL: [Self; 3] = [Self::Nothing, Self::Tool, Self::Bpftrace];
+    pub(crate) const ALL: [Self; 4] = [Self::Nothing, Self::Tool, Self::Floor, Self::Bpftrace];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Nothing => "none",
             Self::Tool => "kcore-trace",
+            Self::Floor => "floor",
             Self::Bpftrace => "bpftrace",
         }
     }
@@ -129,6 +132,10 @@ impl Host<'_> {
                     "--",
                 ];
                 record.map(str::to_owned).into_iter().chain(load).collect()
+            }
+            Watch::Floor => {
+                let floor = [&tool, "--bench-floor", "full", "--"];
+                floor.map(str::to_owned).into_iter().chain(load).collect()
             }
             Watch::Bpftrace => {
                 let peers = self
