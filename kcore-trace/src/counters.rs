@@ -184,8 +184,8 @@ impl Counters {
         // SAFETY: values of the maps, of counters of 64 bits, in whole 32 bytes.
         let ((sum, max), (rare, rare_max)) = unsafe {
             (
-                sums::and_maxima_of_u64::<_, 2>(cells),
-                sums::and_maxima_of_u64::<_, 1>(rare),
+                sums::with_maxima::<_, 2>(cells),
+                sums::with_maxima::<_, 1>(rare),
             )
         };
         CellSum {
@@ -210,7 +210,7 @@ impl Counters {
         // SAFETY: the same; the index is inside the array.
         let (sum, max) = unsafe {
             let cpus = cpus.map(|cpu| &raw mut (*cpu).ops[op.index()]);
-            sums::and_maxima_of_u64::<_, 1>(cpus)
+            sums::with_maxima::<_, 1>(cpus)
         };
         OpCounters {
             count: sum.count,
@@ -252,8 +252,8 @@ impl Counters {
         // SAFETY: the same, and of counters of 32 bits.
         Ok(unsafe {
             BlameRow {
-                wait_sum_ns: sums::of_u64::<_, 6>(rows().map(|row| &raw mut (*row).wait_sum_ns)),
-                waits: sums::of_u32::<_, 3>(rows().map(|row| &raw mut (*row).waits)),
+                wait_sum_ns: sums::of::<u64, _, 6>(rows().map(|row| &raw mut (*row).wait_sum_ns)),
+                waits: sums::of::<u32, _, 3>(rows().map(|row| &raw mut (*row).waits)),
                 ..BlameRow::NONE
             }
         })

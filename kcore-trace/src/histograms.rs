@@ -135,7 +135,7 @@ impl Histograms {
             self.octaves.map(group)?;
             let cpus = self.octaves.group(group).take(cpus);
             // SAFETY: values of the map, of counters of 32 bits, in whole 32 bytes.
-            let after = unsafe { sums::of_u32::<_, 4>(cpus) };
+            let after = unsafe { sums::of::<u32, _, 4>(cpus) };
             found += add(octave, &mut before.buckets, after, &mut gained);
         }
         // What was not there was counted before the series had a histogram, or is on its way.

@@ -2,8 +2,8 @@
 //!
 //! In: where each CPU has its counters, in memory that the kernel goes on writing. Out: the sum of each, and
 //! where it is asked for the largest. With hundreds of CPUs this is what a snapshot does most, so that it
-//! takes 32 bytes at a time where the processor has AVX2, as all servers since 2015. Elsewhere it takes one
-//! counter at a time.
+//! takes 32 bytes at a time where the processor has AVX2, and elsewhere one counter, since hardly a machine with
+//! so many CPUs has not.
 //!
 //! Invariant: a counter is read whole, since processors read eight bytes at once that are aligned; and 32 bytes
 //! at a time come to what one by one would.
@@ -17,36 +17,36 @@ use std::ptr::read_volatile;
 
 use crate::mapped::Plain;
 
-/// The sums of counters of 32 bits, wrapping.
-///
-/// # Safety
-///
-/// Each points to counters of 32 bits only, aligned to 32 bytes.
-pub(crate) unsafe fn of_u32<T: Plain, const VECTORS: usize>(
-    cpus: impl Iterator<Item = *mut T>,
-) -> T {
-    // SAFETY: the caller's word, and the processor's.
-    unsafe {
-        match is_x86_feature_detected!("avx2") {
-            true => counters(vectors::<_, 32, VECTORS>(cpus)),
-            false => one_by_one(cpus, u32::wrapping_add),
-        }
+/// What is counted: integers that a vector has some of.
+pub(crate) trait Counter: Copy {
+    fn wrapping_plus(self, other: Self) -> Self;
+}
+
+impl Counter for u32 {
+    fn wrapping_plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
     }
 }
 
-/// The sums of counters of 64 bits, wrapping.
+impl Counter for u64 {
+    fn wrapping_plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
+    }
+}
+
+/// The sum of each counter, wrapping.
 ///
 /// # Safety
 ///
-/// Each points to counters of 64 bits only, aligned to 32 bytes.
-pub(crate) unsafe fn of_u64<T: Plain, const VECTORS: usize>(
+/// Each points to counters of that type only, aligned to 32 bytes.
+pub(crate) unsafe fn of<C: Counter, T: Plain, const VECTORS: usize>(
     cpus: impl Iterator<Item = *mut T>,
 ) -> T {
     // SAFETY: the caller's word, and the processor's.
     unsafe {
         match is_x86_feature_detected!("avx2") {
-            true => counters(vectors::<_, 64, VECTORS>(cpus)),
-            false => one_by_one(cpus, u64::wrapping_add),
+            true => counters(vectors::<C, _, VECTORS>(cpus)),
+            false => one_by_one(cpus, C::wrapping_plus),
         }
     }
 }
@@ -55,14 +55,14 @@ pub(crate) unsafe fn of_u64<T: Plain, const VECTORS: usize>(
 ///
 /// # Safety
 ///
-/// As of [`of_u64`].
-pub(crate) unsafe fn and_maxima_of_u64<T: Plain, const VECTORS: usize>(
+/// As of [`of`].
+pub(crate) unsafe fn with_maxima<T: Plain, const VECTORS: usize>(
     cpus: impl Iterator<Item = *mut T> + Clone,
 ) -> (T, T) {
     // SAFETY: the caller's word, and the processor's.
     unsafe {
         if is_x86_feature_detected!("avx2") {
-            let (sums, maxima) = vectors_and_maxima::<_, VECTORS>(cpus);
+            let (sums, maxima) = vectors_with_maxima::<_, VECTORS>(cpus);
             (counters(sums), counters(maxima))
         } else {
             let sums = one_by_one(cpus.clone(), u64::wrapping_add);
@@ -93,7 +93,7 @@ unsafe fn one_by_one<T: Plain, C: Copy>(
 }
 
 #[target_feature(enable = "avx2")]
-unsafe fn vectors<T, const BITS: u32, const VECTORS: usize>(
+unsafe fn vectors<C, T, const VECTORS: usize>(
     cpus: impl Iterator<Item = *mut T>,
 ) -> [__m256i; VECTORS] {
     let mut sums = [_mm256_setzero_si256(); VECTORS];
@@ -101,8 +101,8 @@ unsafe fn vectors<T, const BITS: u32, const VECTORS: usize>(
         for (index, sum) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's word; [`counters`] asks whether that many are inside.
             let more = unsafe { read_volatile(cpu.cast::<__m256i>().add(index)) };
-            *sum = match BITS {
-                32 => _mm256_add_epi32(*sum, more),
+            *sum = match size_of::<C>() {
+                4 => _mm256_add_epi32(*sum, more),
                 _ => _mm256_add_epi64(*sum, more),
             };
         }
@@ -111,7 +111,7 @@ unsafe fn vectors<T, const BITS: u32, const VECTORS: usize>(
 }
 
 #[target_feature(enable = "avx2")]
-unsafe fn vectors_and_maxima<T, const VECTORS: usize>(
+unsafe fn vectors_with_maxima<T, const VECTORS: usize>(
     cpus: impl Iterator<Item = *mut T>,
 ) -> ([__m256i; VECTORS], [__m256i; VECTORS]) {
     // A processor with AVX2 compares signed numbers only: those are in the order of unsigned ones whose
@@ -176,7 +176,7 @@ mod tests {
         ) {
             let expected = fold(&cpus, u32::wrapping_add);
             // SAFETY: aligned counters.
-            let sums = unsafe { of_u32::<_, 2>(pointers(&mut cpus)) };
+            let sums = unsafe { of::<u32, _, 2>(pointers(&mut cpus)) };
             prop_assert_eq!(sums.0, expected);
             // SAFETY: the same.
             let sums = unsafe { one_by_one(pointers(&mut cpus), u32::wrapping_add) };
@@ -190,9 +190,9 @@ mod tests {
             let expected = [fold(&cpus, u64::wrapping_add), fold(&cpus, u64::max)];
             // SAFETY: aligned counters.
             unsafe {
-                let sums = of_u64::<_, 2>(pointers(&mut cpus));
+                let sums = of::<u64, _, 2>(pointers(&mut cpus));
                 prop_assert_eq!(sums.0, expected[0]);
-                let (sums, maxima) = and_maxima_of_u64::<_, 2>(pointers(&mut cpus));
+                let (sums, maxima) = with_maxima::<_, 2>(pointers(&mut cpus));
                 prop_assert_eq!([sums.0, maxima.0], expected);
                 let sums = one_by_one(pointers(&mut cpus), u64::wrapping_add);
                 let maxima = one_by_one(pointers(&mut cpus), u64::max);
